@@ -1,0 +1,115 @@
+"""Every Parquet column of a run folder, declared once: name, type and meaning.
+
+The documentation (docs/reference/schema.md) is generated from these fields. `VERSION` is stored in each file's
+metadata under ``fixaudit.schema`` and grows when a column changes its meaning or goes.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+VERSION = 1
+
+_POINTS = pa.list_(pa.int32())
+_MASSES = pa.list_(pa.float32())
+_BOX = pa.list_(pa.float32(), 4)
+
+STATUSES = ("ok", "error")
+ISSUES = ("mislabeled", "ambiguous", "adversarial_drift", "duplicate_conflict", "unreadable")
+
+
+def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"meaning": meaning})
+
+
+def _schema(table: str, *fields: pa.Field) -> pa.Schema:
+    return pa.schema(fields, metadata={"fixaudit.table": table, "fixaudit.schema": str(VERSION)})
+
+
+_IMAGE_ID = _field("image_id", pa.string(), "stable id: path relative to the dataset's root, `/` separators")
+_URI = _field("uri", pa.string(), "where the image was read from")
+_LABEL = _field("label", pa.int32(), "given label as class index")
+_LABEL_NAME = _field("label_name", pa.string(), "given label in words")
+
+MANIFEST = _schema(
+    "manifest",
+    _IMAGE_ID,
+    _URI,
+    _LABEL,
+    _LABEL_NAME,
+    _field("split", pa.string(), "train, val, test, ... where the dataset says so; else empty"),
+    _field("shard", pa.int32(), "number of the evidence part that holds this image"),
+)
+
+
+def _evidence_of(prefix: str, whose: str) -> tuple[pa.Field, ...]:
+    return (
+        _field(f"{prefix}_fix_x", _POINTS, f"fixations for {whose}: columns, original pixels"),
+        _field(f"{prefix}_fix_y", _POINTS, f"fixations for {whose}: rows, original pixels"),
+        _field(f"{prefix}_fix_mass", _MASSES, f"fixations for {whose}: share of the evidence; sums to 1"),
+        _field(f"{prefix}_box", _BOX, f"box around the evidence for {whose}: x0, y0, x1, y1, original pixels"),
+        _field(f"{prefix}_mask", pa.string(), f"saliency mask for {whose}: COCO RLE counts at original size"),
+    )
+
+
+EVIDENCE = _schema(
+    "evidence",
+    _IMAGE_ID,
+    _URI,
+    _field("sha256", pa.string(), "digest of the file's bytes; null when it could not be read"),
+    _field("width", pa.int32(), "original width in pixels, after EXIF rotation"),
+    _field("height", pa.int32(), "original height in pixels, after EXIF rotation"),
+    _field("status", pa.string(), "`ok`, or `error`: the image could not be audited"),
+    _field("error", pa.string(), "why, in words; null when status is `ok`"),
+    _LABEL,
+    _LABEL_NAME,
+    _field("pred", pa.int32(), "predicted label as class index"),
+    _field("pred_name", pa.string(), "predicted label in words"),
+    _field("fold", pa.int16(), "held-out fold that predicted this image; -1: the model never saw this dataset"),
+    _field("probs", pa.list_(pa.float16()), "out-of-sample probability per class, in [0, 1]"),
+    *_evidence_of("pred", "the predicted class"),
+    *_evidence_of("label", "the given label, when it is not the prediction"),
+    _field(
+        "evidence_overlap", pa.float32(), "in [0, 1]: how far the two classes' evidence coincides; null without two"
+    ),
+    _field(
+        "squeeze_shift",
+        pa.float32(),
+        "in [0, 1]: total variation distance between the probabilities of the image and of its smoothed copy",
+    ),
+    _field("squeeze_pred", pa.int32(), "predicted label of the smoothed copy"),
+    _field(
+        "squeeze_overlap",
+        pa.float32(),
+        "in [0, 1]: how far the evidence on the image and on its smoothed copy coincides; null when both say the same",
+    ),
+)
+
+AUDIT = _schema(
+    "audit",
+    _IMAGE_ID,
+    _field("status", pa.string(), "`ok`, or `error`: the image could not be audited"),
+    _LABEL,
+    _LABEL_NAME,
+    _field("label_score", pa.float32(), "in [0, 1]: trust in the given label; low = suspicious"),
+    _field("ambiguity_score", pa.float32(), "in [0, 1]: how clearly the image shows one class; low = suspicious"),
+    _field("drift_score", pa.float32(), "in [0, 1]: how stable the prediction is under smoothing; low = suspicious"),
+    _field("is_mislabeled", pa.bool_(), "the given label looks wrong"),
+    _field("is_ambiguous", pa.bool_(), "both the given label and the prediction can be read in the image"),
+    _field("is_adversarial_drift", pa.bool_(), "an imperceptible change turns the prediction, the evidence stays"),
+    _field("suggested_label", pa.int32(), "the label the evidence speaks for, as class index"),
+    _field("suggested_name", pa.string(), "the label the evidence speaks for, in words"),
+)
+
+ISSUES_TABLE = _schema(
+    "issues",
+    _field("rank", pa.int32(), "1 is the most suspicious row of the run"),
+    _IMAGE_ID,
+    _field("issue", pa.string(), "one of " + ", ".join(f"`{name}`" for name in ISSUES)),
+    _field("score", pa.float32(), "the score behind the issue, in [0, 1]; low = suspicious"),
+    _LABEL_NAME,
+    _field("suggested_name", pa.string(), "the label the evidence speaks for, in words; null where there is none"),
+    _field("reason", pa.string(), "why, in words"),
+)
+
+TABLES = {"manifest": MANIFEST, "evidence": EVIDENCE, "audit": AUDIT, "issues": ISSUES_TABLE}
