@@ -6,6 +6,8 @@ metadata under ``fixaudit.schema`` and grows when a column changes its meaning o
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 
 VERSION = 1
@@ -18,11 +20,11 @@ STATUSES = ("ok", "error")
 ISSUES = ("mislabeled", "ambiguous", "adversarial_drift", "duplicate_conflict", "unreadable")
 
 
-def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field:
+def _field(name: str, kind: pa.DataType, meaning: str) -> pa.Field[Any]:
     return pa.field(name, kind, metadata={"meaning": meaning})
 
 
-def _schema(table: str, *fields: pa.Field) -> pa.Schema:
+def _schema(table: str, *fields: pa.Field[Any]) -> pa.Schema:
     return pa.schema(fields, metadata={"fixaudit.table": table, "fixaudit.schema": str(VERSION)})
 
 
@@ -42,7 +44,7 @@ MANIFEST = _schema(
 )
 
 
-def _evidence_of(prefix: str, whose: str) -> tuple[pa.Field, ...]:
+def _evidence_of(prefix: str, whose: str) -> tuple[pa.Field[Any], ...]:
     return (
         _field(f"{prefix}_fix_x", _POINTS, f"fixations for {whose}: columns, original pixels"),
         _field(f"{prefix}_fix_y", _POINTS, f"fixations for {whose}: rows, original pixels"),
