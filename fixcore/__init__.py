@@ -1,0 +1,30 @@
+"""CNN-Fixations: which pixels made a network decide, in one forward pass and without gradients.
+
+    graph = fixcore.capture(model, example)        # once per model and input size
+    recording = graph.record(images)               # one forward pass, recording.logits
+    fixations = fixcore.backtrack(recording, target)
+    boxes = fixcore.evidence_boxes(fixations)
+
+How it goes: `backtrack` visits the graph's operations in reverse and asks the rule of each (`fixcore/rules`) where
+its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018.
+"""
+
+from fixcore.backtrack import backtrack
+from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
+from fixcore.fixations import Fixations
+from fixcore.graph import Graph, Recording, capture
+from fixcore.start import Start
+
+__all__ = [
+    "CaptureError",
+    "Fixations",
+    "FixcoreError",
+    "Graph",
+    "InputError",
+    "MissingRule",
+    "Recording",
+    "Start",
+    "TargetError",
+    "backtrack",
+    "capture",
+]

@@ -1,0 +1,89 @@
+"""Walking back from what a network decided to the pixels that made it decide (CNN-Fixations)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from fixcore.fixations import Fixations
+from fixcore.graph import Recording
+from fixcore.points import Points, merged, ravel, unravel
+from fixcore.rules import MASS, PAPER, rule
+from fixcore.rules.table import Options, Visit
+from fixcore.start import Contrast, Start, class_starts, contrasted_weight, head_points, logit_points
+
+
+def backtrack(
+    recording: Recording,
+    target: Tensor | Start,
+    *,
+    rules: Literal["mass", "paper"] | Options = "mass",
+    contrast: Contrast | None = None,
+) -> Fixations:
+    """Return the pixels that excited each target.
+
+    `target` is int64 (N,), one class per recorded image (-1: none), or a Start that names images and targets freely.
+    `rules` chooses between our default, which carries mass and begins at the class map, and the published algorithm
+    (Mopuri et al., CNN Fixations, III), which begins at the logit. `contrast` sets the class against others.
+
+    The points of the result belong to `target[image]`; their mass sums to 1. Raises TargetError for a target that
+    does not exist, MissingRule for an operation on the way without a rule.
+    """
+    options = {"mass": MASS, "paper": PAPER}[rules] if isinstance(rules, str) else rules
+    start = target if isinstance(target, Start) else class_starts(recording, target)
+    with torch.inference_mode():
+        published = options == PAPER or recording.graph.head is None
+        if published and contrast is None and start.weight is None:
+            node, points = logit_points(recording, start)
+        else:
+            node, points = head_points(recording, start, contrasted_weight(recording, start, contrast))
+        margin = 0.0 if published else _half_stride(recording)
+        return _fixations(recording, start, _walk(recording, node, points, options), margin)
+
+
+def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options) -> Points:
+    """Visit nodes in reverse; what meets at a node is merged before it goes on. Returns points in the images."""
+    graph = recording.graph
+    waiting: dict[fx.Node, list[Points]] = {begin: [points]}
+    for node in reversed(graph.nodes):
+        arrived = waiting.pop(node, None)
+        if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
+            continue
+        here = merged(arrived, recording.shapes[node].numel())
+        visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options)
+        for source, moved in rule.entry(node).follow(visit, here):
+            if len(moved):
+                waiting.setdefault(source, []).append(moved)
+    nothing = points.where(torch.zeros_like(points.trace, dtype=torch.bool))
+    return merged(waiting.get(graph.images, [nothing]), recording.shapes[graph.images].numel())
+
+
+def _fixations(recording: Recording, start: Start, points: Points, margin: float) -> Fixations:
+    """Join the channels of a pixel and make each target's mass sum to 1."""
+    shape = recording.shapes[recording.graph.images]
+    image, _, row, col = unravel(points.index, shape)
+    flat = (shape[0], shape[2], shape[3])
+    joined = merged([points.moved(ravel((image, row, col), flat))], shape[0] * shape[2] * shape[3])
+    _, row, col = unravel(joined.index, flat)
+    total = torch.zeros(start.target.numel(), device=joined.mass.device).index_add_(0, joined.trace, joined.mass)
+    return Fixations(
+        image=joined.trace,
+        row=row,
+        col=col,
+        mass=joined.mass / total[joined.trace],
+        height=shape[2],
+        width=shape[3],
+        target=start.target,
+        margin=margin,
+    )
+
+
+def _half_stride(recording: Recording) -> float:
+    """Half the input pixels from one place of the class map to the next; 0 if the features are a vector."""
+    head = recording.graph.head
+    if head is None or len(head.places) < 2:
+        return 0.0
+    shape, pixels = recording.shapes[head.map], recording.shapes[recording.graph.images]
+    return max(pixels[2] / shape[head.places[0]], pixels[3] / shape[head.places[1]]) / 2

@@ -1,0 +1,223 @@
+"""Capturing a network once as a graph of ATen operations, and recording its forward pass.
+
+N images, K classes, D features, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from fixcore.errors import CaptureError, InputError
+from fixcore.head import Head, find_head
+from fixcore.rules import rule
+from fixcore.simplify import Constants, arguments_by_name, simplify
+
+
+def capture(model: nn.Module | ExportedProgram, example: Tensor) -> Graph:
+    """Return the network as a graph that can be recorded and walked back; the model itself is left untouched.
+
+    `example` is a batch of images, float (N, C, H, W), on the model's device; the graph takes any N and exactly this
+    C, H and W. The weights are shared with the model where they need no change. Batch norms are folded into the
+    convolutions before them, so logits agree with the model's up to rounding.
+
+    Raises CaptureError for a model in train mode, or one that torch.export cannot read.
+    """
+    program = model if isinstance(model, ExportedProgram) else _exported(model, example)
+    program = program.run_decompositions({})
+    graph, signature = program.graph, program.graph_signature
+    constants: Constants = {}
+    images = None
+    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    for spec in signature.input_specs:
+        node = placeholders[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT:
+            if images is not None:
+                raise CaptureError("the model takes more than one input; wrap it in a module that takes images only")
+            images = node
+        elif spec.target in program.state_dict:
+            constants[node] = program.state_dict[spec.target].detach()
+        else:
+            constants[node] = program.constants[spec.target].detach()
+    if images is None:
+        raise CaptureError("the model takes no images")
+    simplify(graph, constants)
+    for node, value in constants.items():
+        if value.dim() == 4:  # convolution weights: the layout in which windows are gathered and convolved fastest
+            constants[node] = value.contiguous(memory_format=torch.channels_last)
+    _annotate(graph, constants, images)
+    return Graph(graph, constants, images)
+
+
+class Graph:
+    """A captured network: its operations in order, its constants, and which activations the rules will read."""
+
+    def __init__(self, graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
+        self.images = images
+        self.constants: Mapping[fx.Node, Tensor] = constants
+        (output,) = (node for node in graph.nodes if node.op == "output")
+        self.logits = _only_output(output)
+        self.nodes: tuple[fx.Node, ...] = tuple(node for node in graph.nodes if node.op == "call_function")
+        self.head: Head | None = find_head(self.logits, constants)
+        self.arguments = {node: arguments_by_name(node) for node in self.nodes}
+        self._graph = graph  # owns the nodes
+        kept = self._kept_nodes()
+        self._steps = _schedule(self.nodes, {*kept, self.logits, *constants})
+        features = [] if self.head is None else [self.head.map]
+        until = self.nodes.index(features[0]) + 1 if features and features[0] in self.nodes else 0
+        self._feature_steps = _schedule(self.nodes[:until], {*features, *constants})
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+        _, channels, height, width = self.images.meta["val"].shape
+        return int(channels), int(height), int(width)
+
+    def record(self, images: Tensor) -> Recording:
+        """Run one forward pass in inference mode and keep the activations that the rules read.
+
+        `images` is float (N, C, H, W) on the graph's device and of its dtype, in any memory format. Raises InputError
+        for another shape or type, and for activations that overflow (logits that are not finite).
+        """
+        self._check(images)
+        values: dict[fx.Node, Any] = {**self.constants, self.images: images}
+        shapes = {node: value.shape for node, value in values.items()}
+        _run(self._steps, values, shapes)
+        logits = values[self.logits]
+        if logits.dim() != 2 or logits.shape[0] != images.shape[0]:
+            raise InputError(f"the model returns {tuple(logits.shape)} for {images.shape[0]} images; logits are (N, K)")
+        if not bool(torch.isfinite(logits).all()):
+            raise InputError("the logits hold NaN or infinity; look at the images' range and at the model's dtype")
+        return Recording(self, values, shapes, logits)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Return the features that the last linear layer reads, (N, D): what a linear probe is trained on.
+
+        A map before global average pooling is averaged. Runs no further than needed and keeps nothing. Raises
+        InputError as `record` does, and CaptureError for a network that does not end in a linear layer.
+        """
+        self._check(images)
+        if self.head is None:
+            raise CaptureError("the model does not end in a linear layer, so there are no features to train a probe on")
+        values: dict[fx.Node, Any] = {**self.constants, self.images: images}
+        _run(self._feature_steps, values, {})
+        return self.head.pooled(values[self.head.map])
+
+    def _check(self, images: Tensor) -> None:
+        if not images.is_floating_point():
+            raise InputError(f"images are {images.dtype}; convert them to float and normalise them as in training")
+        if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:
+            expected = ", ".join(str(extent) for extent in self.input_shape)
+            raise InputError(f"images are {tuple(images.shape)}; this graph was captured for (N, {expected})")
+        if images.shape[0] == 0:
+            raise InputError("there are no images in the batch")
+
+    def _kept_nodes(self) -> set[fx.Node]:
+        kept = set() if self.head is None else {self.head.map}
+        for node in self.nodes:
+            assert callable(node.target)
+            if node.meta["is_constant"] or node.target not in rule:
+                if not isinstance(node.meta.get("val"), Tensor):
+                    kept.add(node)  # sizes, read again by layout rules
+                continue
+            sources = [self.arguments[node][name] for name in rule[node.target].keeps]
+            kept.update(source for source in sources if isinstance(source, fx.Node))
+        return kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recording:
+    """One forward pass: the logits, and what the way back needs."""
+
+    graph: Graph
+    values: Mapping[fx.Node, Any]
+    """Activations that rules read, constants, and sizes."""
+    shapes: Mapping[fx.Node, torch.Size]
+    """Shape of every node's output."""
+    logits: Tensor
+    """(N, K): the model's output."""
+
+    @property
+    def features(self) -> Tensor:
+        """(N, D): what the last linear layer reads, averaged over places; CaptureError if there is no such layer."""
+        head = self.graph.head
+        if head is None:
+            raise CaptureError("the model does not end in a linear layer, so there are no features")
+        return head.pooled(self.values[head.map])
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    node: fx.Node
+    operation: Callable[..., Any]
+    frees: tuple[fx.Node, ...]
+    """What nothing reads any more after this step."""
+
+
+def _schedule(nodes: tuple[fx.Node, ...], kept: set[fx.Node]) -> tuple[_Step, ...]:
+    wanted = set(nodes)
+    frees: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
+    seen: set[fx.Node] = set(kept)
+    for node in reversed(nodes):
+        for source in node.all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                frees[node].append(source)
+        if node not in seen and not (set(node.users) & wanted):
+            frees[node].append(node)
+    return tuple(_Step(node, node.target, tuple(frees[node])) for node in nodes if callable(node.target))
+
+
+@torch.inference_mode()
+def _run(steps: tuple[_Step, ...], values: dict[fx.Node, Any], shapes: dict[fx.Node, torch.Size]) -> None:
+    fetch = values.__getitem__
+    for step in steps:
+        node = step.node
+        result = step.operation(*fx.node.map_arg(node.args, fetch), **fx.node.map_arg(node.kwargs, fetch))
+        values[node] = result
+        if isinstance(result, Tensor):
+            shapes[node] = result.shape
+        for dead in step.frees:
+            del values[dead]
+
+
+def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
+    if model.training:
+        raise CaptureError("the model is in train mode; call model.eval() first")
+    example = example.detach()
+    if example.shape[0] < 2:  # a batch of one would be taken for a constant
+        example = example.expand(2, *example.shape[1:])
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    except Exception as error:  # torch.export raises many kinds
+        reason = str(error).strip().splitlines()
+        raise CaptureError(
+            f"torch.export cannot read {type(model).__name__}: {reason[0] if reason else type(error).__name__}"
+        ) from error
+
+
+def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
+    """Mark each node with its place in the order and with whether it depends on the pixels at all."""
+    for position, node in enumerate(graph.nodes):
+        node.meta["position"] = position
+        if node is images:
+            node.meta["is_constant"] = False
+        elif node in constants or not isinstance(node.meta.get("val"), Tensor):
+            node.meta["is_constant"] = True
+        else:
+            node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
+
+
+def _only_output(output: fx.Node) -> fx.Node:
+    (results,) = output.args
+    found = list(results) if isinstance(results, tuple | list) else [results]
+    if len(found) != 1 or not isinstance(found[0], fx.Node):
+        raise CaptureError(f"the model returns {len(found)} values; wrap it in a module that returns the logits alone")
+    return found[0]

@@ -1,0 +1,13 @@
+"""What each operation says about the way back: given points in its output, which inputs excited them.
+
+convolution   the winning channel
+linear        the exciting inputs
+pooling       the winner of a maximum, the strong cells of a mean
+elementwise   activations, sums, products
+layout        views, concatenations, slices: the same element, elsewhere
+"""
+
+from fixcore.rules import convolution, elementwise, layout, linear, pooling
+from fixcore.rules.table import MASS, PAPER, Options, rule
+
+__all__ = ["MASS", "PAPER", "Options", "convolution", "elementwise", "layout", "linear", "pooling", "rule"]

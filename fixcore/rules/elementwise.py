@@ -1,0 +1,112 @@
+"""Elementwise operations: activations and normalisation pass through, sums and products choose."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fixcore.points import Points, ravel, unravel
+from fixcore.rules.table import Flow, Visit, rule
+
+aten = torch.ops.aten
+
+
+@rule(
+    aten.relu.default,
+    aten.relu_.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.mish.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.softplus.default,
+    aten.dropout.default,
+    aten.neg.default,
+    aten.div.Scalar,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.softmax.int,
+    aten.log_softmax.int,
+)
+def same_place(visit: Visit, points: Points) -> Flow:
+    """Stay: the element itself was changed, none was moved. Mass: kept whole."""
+    return [(visit.source("self" if "self" in visit.arguments else "input"), points)]
+
+
+@rule(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default)
+def normalised(visit: Visit, points: Points) -> Flow:
+    """Stay: normalisation rescales the element. Mass: kept whole.
+
+    A batch norm behind a convolution never comes here, it is folded in at capture: with a negative scale the
+    convolution's winner would otherwise be its most inhibiting input.
+    """
+    return [(visit.source("input"), points)]
+
+
+@rule(aten.add.Tensor, aten.add_.Tensor, keeps=("self", "other"))
+def larger_branch(visit: Visit, points: Points) -> Flow:
+    """Skip connection: follow the branch with the larger activation; ties to the branch computed earlier (the skip).
+
+    A constant is no branch. A branch that was broadcast is followed to the element it was read from. Mass: kept whole.
+    """
+    branches = _branches(visit, ("self", "other"))
+    if len(branches) < 2:
+        return [(branch, points.moved(index)) for branch, index, _ in _read(visit, branches, points)]
+    (first, first_index, left), (second, second_index, right) = _read(visit, branches, points)
+    goes_first = left >= right
+    return [
+        (first, points.moved(first_index).where(goes_first)),
+        (second, points.moved(second_index).where(~goes_first)),
+    ]
+
+
+@rule(aten.mul.Tensor)
+def gated(visit: Visit, points: Points) -> Flow:
+    """Product: follow the feature map past its gate (squeeze-excite, layer scale); a constant is no branch.
+
+    The gate is the branch that was broadcast, that is, holds fewer elements. Between branches of one size neither
+    is only a gate (LSTM, paper III-D): both are followed, each with half of the mass.
+    """
+    branches = _branches(visit, ("self", "other"))
+    largest = max(visit.shapes[branch].numel() for branch in branches)
+    branches = [branch for branch in branches if visit.shapes[branch].numel() == largest]
+    part = Points(points.index, points.trace, points.mass / len(branches))
+    return [(branch, part.moved(_index_in(visit, branch, points))) for branch in branches]
+
+
+def _branches(visit: Visit, names: tuple[str, ...]) -> list[fx.Node]:
+    """Operands that depend on the images, in the order they were computed."""
+    operands = [visit.arguments[name] for name in names]
+    found = [node for node in operands if isinstance(node, fx.Node) and not node.meta["is_constant"]]
+    return sorted(found, key=lambda node: int(node.meta["position"]))
+
+
+def _read(visit: Visit, branches: list[fx.Node], points: Points) -> list[tuple[fx.Node, Tensor, Tensor]]:
+    found = []
+    for branch in branches:
+        index = _index_in(visit, branch, points)
+        value = visit.values[branch]
+        found.append((branch, index, value[unravel(index, value.shape)]))
+    return found
+
+
+def _index_in(visit: Visit, branch: fx.Node, points: Points) -> Tensor:
+    """Positions in a branch that was broadcast to the output's shape."""
+    shape = visit.shapes[branch]
+    if shape == visit.shape:
+        return points.index
+    coordinates = unravel(points.index, visit.shape)[len(visit.shape) - len(shape) :]
+    return ravel(
+        [torch.zeros_like(at) if extent == 1 else at for at, extent in zip(coordinates, shape, strict=True)], shape
+    )

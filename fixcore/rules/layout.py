@@ -1,0 +1,88 @@
+"""Layout: the element itself, elsewhere. Each rule finds where an element of the output was read from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fixcore.points import Points, ravel, unravel
+from fixcore.rules.table import Flow, Visit, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
+def same_order(visit: Visit, points: Points) -> Flow:
+    """Reshape: the row-major position stays. Mass: kept whole."""
+    return [(visit.source("self"), points)]
+
+
+@rule(
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.slice.Tensor,
+    aten.narrow.default,
+    aten.select.int,
+)
+def strided_view(visit: Visit, points: Points) -> Flow:
+    """View: strides and offset of the same view of a row-major tensor say where each element lies. Mass: kept whole."""
+    source = visit.source("self")
+    memory = torch.empty(visit.shapes[source], device="meta")
+    view = visit.node.target(*_arguments(visit, source, memory))  # type: ignore[operator]
+    index = torch.full_like(points.index, view.storage_offset())
+    for at, stride in zip(unravel(points.index, view.shape), view.stride(), strict=True):
+        if stride:
+            index += at * stride
+    return [(source, points.moved(index))]
+
+
+@rule(aten.cat.default)
+def own_part(visit: Visit, points: Points) -> Flow:
+    """Concatenation: the part that the element came from. A constant part ends the walk there. Mass: kept whole."""
+    parts = visit.arguments["tensors"]
+    dim = visit.plain("dim") % len(visit.shape)
+    place = list(unravel(points.index, visit.shape))
+    at, first = place[dim], 0
+    flow = []
+    for part in parts:
+        shape = visit.shapes[part]
+        if len(shape) != len(visit.shape):  # torch lets an empty vector join anything
+            continue
+        here = (at >= first) & (at < first + shape[dim])
+        place[dim] = at - first
+        own = ravel(place, shape)
+        flow.append((part, points.moved(own).where(here)))
+        first += shape[dim]
+    return flow
+
+
+@rule(aten.pad.default, aten.constant_pad_nd.default)
+def nearest_pixel(visit: Visit, points: Points) -> Flow:
+    """Padding: go to the element itself; one on the padding moves to the nearest. Mass: kept whole.
+
+    Raises ValueError for reflecting or circular padding, whose cells are copies of others.
+    """
+    if visit.arguments.get("mode", "constant") not in ("constant", "replicate"):
+        raise ValueError(f"{visit.node.name}: padding mode {visit.arguments['mode']!r} is not traced")
+    source = visit.source("self")
+    shape = visit.shapes[source]
+    before = [0] * len(shape)
+    for number, amount in enumerate(visit.plain("pad")[::2]):
+        before[-1 - number] = amount
+    place = unravel(points.index, visit.shape)
+    own = [(at - skip).clamp(0, extent - 1) for at, skip, extent in zip(place, before, shape, strict=True)]
+    return [(source, points.moved(ravel(own, shape)))]
+
+
+def _arguments(visit: Visit, source: Any, memory: torch.Tensor) -> list[Any]:
+    """Arguments of the operation with the traced tensor replaced."""
+    return [
+        memory if value is source else visit.plain(name) for name, value in visit.arguments.items() if value is not None
+    ]

@@ -1,0 +1,127 @@
+"""The table of rules: one small function per ATen operation, found by operation, never by model or layer name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from fixcore.errors import MissingRule
+from fixcore.points import Points
+
+Flow = Sequence[tuple[fx.Node, Points]]
+"""Where the points of a node go: pairs of an input node and points in its output; a node may come twice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Choices between readings of the algorithm; `MASS` and `PAPER` are the two sets in use."""
+
+    vector: Literal["positive", "half"]
+    """Linear layer on a vector: follow every exciting input (Alg. 1), or the strongest that hold half of the mass."""
+    fc_to_map: Literal["all", "argmax"]
+    """Linear layer on a flattened map: follow as on a vector (paper), or the strongest input only (released code)."""
+    location: Literal["same", "argmax"]
+    """Convolution: stay at the window's centre, or go to the strongest product in the winning channel (Alg. 2)."""
+    average_pool: Literal["above_mean", "argmax"]
+    """Average pooling: follow the window's cells above its mean, or the strongest cell (paper)."""
+
+
+MASS = Options(vector="half", fc_to_map="all", location="same", average_pool="above_mean")
+PAPER = Options(vector="positive", fc_to_map="all", location="same", average_pool="argmax")
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One node as a rule sees it: its arguments by name, the activations kept for it, the options."""
+
+    node: fx.Node
+    arguments: Mapping[str, Any]
+    """Arguments by the operation's own names, defaults filled in; tensors are still nodes."""
+    values: Mapping[fx.Node, Any]
+    shapes: Mapping[fx.Node, torch.Size]
+    options: Options
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the node's output."""
+        return self.shapes[self.node]
+
+    def source(self, name: str) -> fx.Node:
+        """Return the node that argument `name` comes from."""
+        node = self.arguments[name]
+        assert isinstance(node, fx.Node), f"{self.node}: {name} is no tensor"
+        return node
+
+    def tensor(self, name: str) -> Tensor:
+        """Return the value of tensor argument `name`: a constant, or an activation that the rule keeps."""
+        value = self.values[self.source(name)]
+        assert isinstance(value, Tensor)
+        return value
+
+    def plain(self, name: str) -> Any:
+        """Return argument `name` as Python numbers, with sizes that depend on the batch filled in."""
+        return fx.node.map_arg(self.arguments[name], lambda node: self.values[node])
+
+
+Rule = Callable[[Visit, Points], Flow]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A rule and the tensor arguments whose values it reads."""
+
+    follow: Rule
+    keeps: tuple[str, ...]
+
+
+class RuleTable(Mapping[Callable[..., Any], Entry]):
+    """Rules by operation. Registering an operation twice raises; looking up one without a rule raises MissingRule."""
+
+    def __init__(self) -> None:
+        self._entries: dict[Callable[..., Any], Entry] = {}
+
+    def __call__(self, *operations: Callable[..., Any], keeps: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
+        """Register a function as the rule of `operations`; `keeps` names the arguments whose values it reads."""
+
+        def register(follow: Rule) -> Rule:
+            for operation in operations:
+                if operation in self._entries:
+                    raise ValueError(f"{operation} has a rule already: {self._entries[operation].follow.__name__}")
+                self._entries[operation] = Entry(follow, keeps)
+            return follow
+
+        return register
+
+    def __getitem__(self, operation: Callable[..., Any]) -> Entry:
+        return self._entries[operation]
+
+    def __iter__(self) -> Iterator[Callable[..., Any]]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, node: fx.Node) -> Entry:
+        """Return the entry for a node; MissingRule names operation, node, shape and the line of the user's model."""
+        assert callable(node.target)
+        if node.target not in self._entries:
+            raise MissingRule(
+                f"no backtracking rule for {node.target} at node '{node.name}'{_described(node)}; "
+                "add one with @rule in fixcore/rules"
+            )
+        return self._entries[node.target]
+
+
+rule = RuleTable()
+
+
+def _described(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    shape = f" (output shape {tuple(value.shape)})" if isinstance(value, Tensor) else ""
+    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
+    places = [line for line in trace if line.startswith("File ") and "/torch/" not in line]
+    return shape + (f", {places[-1]}" if places else "")

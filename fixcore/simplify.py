@@ -1,0 +1,133 @@
+"""Rewrites of a captured graph that leave its results alone: fewer nodes, one output each, batch norm folded in."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+
+Constants = dict[fx.Node, Tensor]
+"""Placeholders that stand for parameters, buffers and other constants, with their values."""
+
+_IN_PLACE: dict[Any, Any] = {
+    aten.relu.default: aten.relu_.default,
+}
+_FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
+"""Operations whose output shares memory with nothing else."""
+
+
+def simplify(graph: fx.Graph, constants: Constants) -> None:
+    """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more."""
+    _single_outputs(graph)
+    _fold_batch_norm(graph, constants)
+    _activate_in_place(graph)
+    graph.eliminate_dead_code()
+    for node in [node for node in constants if not node.users]:
+        del constants[node]
+        graph.erase_node(node)
+
+
+def arguments_by_name(node: fx.Node) -> dict[str, Any]:
+    """Return a node's arguments by the operation's own names, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # arithmetic on sizes
+        return {}
+    named = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            named[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            named[argument.name] = node.kwargs[argument.name]
+        else:
+            named[argument.name] = argument.default_value
+    return named
+
+
+def _single_outputs(graph: fx.Graph) -> None:
+    """Replace operations with several outputs by one operation per output in use."""
+    for node in list(graph.nodes):
+        if node.target is not operator.getitem:
+            continue
+        parent, number = node.args
+        assert isinstance(parent, fx.Node)
+        rewrite = _REWRITES.get(parent.target)
+        if rewrite is None:
+            continue
+        with graph.inserting_before(node):
+            replacement = graph.call_function(*rewrite(arguments_by_name(parent), parent, number))
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        graph.erase_node(node)
+
+
+def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
+    assert number == 0, "statistics of a batch norm in evaluation are never read"
+    keys = ("input", "weight", "bias", "running_mean", "running_var")
+    fixed = (False, named["momentum"], named["eps"], True)
+    return aten.batch_norm.default, (*(named[key] for key in keys), *fixed)
+
+
+def _split(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
+    sizes = [part.shape[named["dim"]] for part in parent.meta["val"]]
+    return aten.narrow.default, (named["self"], named["dim"], sum(sizes[:number]), sizes[number])
+
+
+def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
+    return aten.select.int, (named["self"], named["dim"], number)
+
+
+_REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], tuple[Any, tuple[Any, ...]]]] = {
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.chunk.default: _split,
+    aten.unbind.int: _unbind,
+}
+
+
+def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
+    """Scale a convolution's weights by the batch norm that follows it, when nothing else reads the convolution."""
+    for node in list(graph.nodes):
+        if node.target is not aten.batch_norm.default:
+            continue
+        norm = arguments_by_name(node)
+        convolution = norm["input"]
+        if convolution.target not in (aten.conv2d.default, aten.conv2d.padding) or len(convolution.users) > 1:
+            continue
+        conv = arguments_by_name(convolution)
+        if conv["weight"] not in constants or norm["running_mean"] not in constants:
+            continue
+        weight = constants[conv["weight"]]
+
+        def value(name: fx.Node | None, otherwise: float, like: Tensor = weight) -> Tensor:
+            if name is None:
+                return like.new_full((like.shape[0],), otherwise, dtype=torch.float64)
+            return constants[name].double()
+
+        scale = value(norm["weight"], 1.0) / (value(norm["running_var"], 1.0) + norm["eps"]).sqrt()
+        shift = value(norm["bias"], 0.0) + (value(conv["bias"], 0.0) - value(norm["running_mean"], 0.0)) * scale
+        folded = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
+        with graph.inserting_before(next(iter(graph.nodes))):
+            new_weight = graph.placeholder(f"{convolution.name}_folded_weight")
+            new_bias = graph.placeholder(f"{convolution.name}_folded_bias")
+        constants[new_weight] = folded
+        constants[new_bias] = shift.to(weight.dtype)
+        convolution.args = (conv["input"], new_weight, new_bias, *list(conv.values())[3:])
+        convolution.kwargs = {}
+        node.replace_all_uses_with(convolution)
+        graph.erase_node(node)
+
+
+def _activate_in_place(graph: fx.Graph) -> None:
+    """Let an activation overwrite its input when nothing else reads that: one pass over memory less."""
+    for node in graph.nodes:
+        if node.target not in _IN_PLACE:
+            continue
+        (source,) = node.all_input_nodes
+        if source.target in _FRESH and len(source.users) == 1:
+            node.target = _IN_PLACE[node.target]

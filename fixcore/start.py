@@ -1,0 +1,116 @@
+"""Where the walk begins: class logits, or any linear function of the features.
+
+N images, T targets, D features, L places, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, fx
+
+from fixcore.errors import TargetError
+from fixcore.graph import Recording
+from fixcore.points import Points
+from fixcore.rules.linear import excitation
+
+Contrast = Literal["mean", "softmax", "runner_up"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """T things to explain, each in one image of a recording; an image may be named any number of times."""
+
+    image: Tensor
+    """int64 (T,): position in the recorded batch."""
+    target: Tensor
+    """int64 (T,): class ids, or any name the caller gives to `weight`'s rows."""
+    weight: Tensor | None = None
+    """(T, D): the linear function of the features to explain; None: the network's own weights for class `target`."""
+
+
+def class_starts(recording: Recording, target: Tensor) -> Start:
+    """Return the start at one class logit per image; `target` is int64 (N,), -1 to leave an image out.
+
+    Raises TargetError for another length or a class that does not exist.
+    """
+    images, classes = recording.logits.shape
+    if target.dim() != 1 or target.numel() != images:
+        raise TargetError(f"target is {tuple(target.shape)}; one class per image is ({images},)")
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TargetError(f"target is {target.dtype}; class ids are integers")
+    target = target.to(recording.logits.device, torch.int64)
+    if bool(((target < -1) | (target >= classes)).any()):
+        wrong = sorted({int(at) for at in target if not -1 <= int(at) < classes})
+        raise TargetError(f"target holds {wrong[:5]}; the network has classes 0..{classes - 1}")
+    return Start(torch.arange(images, device=target.device), target)
+
+
+def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | None) -> Tensor:
+    """Return the (T, D) weights of the targets' logits, less those of other classes.
+
+    "mean" takes away the mean over all classes, which softmax cannot see; "softmax" the others weighted by their
+    probability; "runner_up" the most probable other class. Raises TargetError without a linear head.
+    """
+    head = recording.graph.head
+    if head is None:
+        raise TargetError("the network does not end in a linear layer, so one class cannot be set against others")
+    if start.weight is not None:
+        if contrast is not None:
+            raise TargetError("contrast is for class targets; give a start with weights its contrast in the weights")
+        if start.weight.shape != (start.target.numel(), head.weight.shape[1]):
+            raise TargetError(
+                f"weights are {tuple(start.weight.shape)}; the features need "
+                f"({start.target.numel()}, {head.weight.shape[1]})"
+            )
+        return start.weight
+    own = start.target.clamp(min=0)
+    weight = head.weight[own]
+    if contrast is None:
+        return weight
+    if contrast == "mean":
+        return weight - head.weight.mean(0)
+    others = recording.logits[start.image].float().scatter(1, own[:, None], -torch.inf)
+    if contrast == "runner_up":
+        return weight - head.weight[others.argmax(1)]
+    return weight - others.softmax(1).to(weight.dtype) @ head.weight
+
+
+def head_points(recording: Recording, start: Start, weight: Tensor) -> tuple[fx.Node, Points]:
+    """Begin on the map of features: at the places whose class-map value lies above its mean, one channel at each.
+
+    The class map of target t at place p is the sum over channels of weight times activation; the place's mass is
+    the excess over the map's mean, and its channel the one with the largest product (ties: the lowest). With one
+    place only, or one value everywhere, nothing lies above the mean: then every place counts the same. A vector of
+    features is followed as a linear layer.
+    """
+    head = recording.graph.head
+    assert head is not None
+    value = recording.values[head.map]
+    by_place = head.by_place(value)
+    position = head.position(value[:1])
+    asked = (start.target >= 0).nonzero()[:, 0]
+    image = start.image[asked]
+    weight = weight[asked].to(by_place.dtype)
+    per_image = value[0].numel()
+    if not head.places:
+        kept, share = excitation(by_place[image, 0] * weight, "half")
+        begun = Points(image * per_image, asked, torch.ones_like(asked, dtype=torch.float32))
+        return head.map, begun.spread(begun.index[:, None] + position[0, 0], kept, share)
+    class_map = torch.bmm(by_place[image], weight[:, :, None])[:, :, 0].float()
+    excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
+    total = excess.sum(1, keepdim=True)
+    share = torch.where(total > 0, excess / total, 1.0 / excess.shape[1])
+    row, place = (share > 0).nonzero(as_tuple=True)
+    channel = (by_place[image[row], place] * weight[row]).argmax(1)
+    index = image[row] * per_image + position[0, place, channel]
+    return head.map, Points(index, asked[row], share[row, place])
+
+
+def logit_points(recording: Recording, start: Start) -> tuple[fx.Node, Points]:
+    """Begin at the class logits themselves, each with mass 1."""
+    asked = (start.target >= 0).nonzero()[:, 0]
+    index = start.image[asked] * recording.logits.shape[1] + start.target[asked]
+    return recording.graph.logits, Points(index, asked, torch.ones_like(asked, dtype=torch.float32))
