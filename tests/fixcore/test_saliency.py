@@ -1,0 +1,100 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fixcore.errors import InputError
+from fixcore.fixations import Fixations
+from fixcore.saliency import SIGMA, THRESHOLD, evidence_overlap, saliency_maps, saliency_masks
+from tests.fixcore.oracles_results import Point, density, make, overlap
+
+
+@st.composite
+def images(draw: st.DrawFn, count: int) -> tuple[list[list[Point]], int, int]:
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    place = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))
+    found = []
+    for _ in range(count):
+        places = draw(st.sets(place, max_size=5))
+        masses = draw(st.lists(st.integers(1, 9), min_size=len(places), max_size=len(places)))
+        found.append([(row, col, mass / sum(masses)) for (row, col), mass in zip(places, masses, strict=True)])
+    return found, height, width
+
+
+@settings(max_examples=50, deadline=None)
+@given(images(2), st.sampled_from([None, 0.3, 1.0, 4.0]))
+def test_maps_match_the_oracle(case: tuple[list[list[Point]], int, int], sigma: float | None) -> None:
+    points, height, width = case
+    found = saliency_maps(make(points, height, width), sigma=sigma)
+    assert found.dtype == torch.float32
+    for own, each in zip(points, found, strict=True):
+        plain = torch.tensor(density(own, height, width, sigma or SIGMA * math.hypot(height, width)))
+        expected = plain / plain.max() if own else plain
+        torch.testing.assert_close(each, expected.float(), rtol=1e-4, atol=1e-6)
+        assert each.max() == (1 if own else 0)
+
+
+def test_default_sigma_is_the_codes_on_its_photograph() -> None:
+    maps = saliency_maps(make([[(187, 250, 1.0)]], 375, 500))
+    assert maps[0, 187, 270] == pytest.approx(math.exp(-0.5), rel=1e-5)  # one sigma, 20 pixels, away
+
+
+def test_masks_hold_the_peak_and_what_is_near() -> None:
+    fixations = make([[(50, 50, 1.0)], []], 101, 101)
+    masks = saliency_masks(fixations, threshold=0.5, sigma=10.0)
+    reach = 10 * math.sqrt(2 * math.log(2))  # where the Gaussian falls to one half
+    rows, cols = torch.meshgrid(torch.arange(101), torch.arange(101), indexing="ij")
+    assert masks.dtype == torch.bool
+    assert torch.equal(masks[0], (rows - 50) ** 2 + (cols - 50) ** 2 <= reach**2)
+    assert not masks[1].any()
+    assert int(saliency_masks(fixations, threshold=1.0).sum()) == 1
+    assert torch.equal(saliency_masks(fixations), saliency_maps(fixations) >= THRESHOLD)
+
+
+@settings(max_examples=50, deadline=None)
+@given(images(2), st.sampled_from([None, 1.0, 4.0]))
+def test_overlap_matches_the_oracle(case: tuple[list[list[Point]], int, int], sigma: float | None) -> None:
+    points, height, width = case
+    a, b = make([points[0]], height, width), make([points[1]], height, width)
+    found = evidence_overlap(a, b, sigma=sigma)
+    assert found.shape == (1,)
+    if points[0] and points[1]:
+        wide = sigma or SIGMA * math.hypot(height, width)
+        expected = overlap(*(density(own, height, width, wide) for own in points))
+        assert found.item() == pytest.approx(expected, abs=1e-5)
+        assert evidence_overlap(b, a, sigma=sigma).item() == pytest.approx(found.item(), abs=1e-6)
+    else:
+        assert found.isnan().all()
+
+
+def test_overlap_of_the_same_the_far_and_the_missing() -> None:
+    one: list[Point] = [(10, 10, 0.5), (12, 14, 0.5)]
+    a = make([one, one, one, []], 200, 200)
+    b = make([one, [(190, 190, 1.0)], [], []], 200, 200)
+    found = evidence_overlap(a, b)
+    assert found[0] == pytest.approx(1, abs=1e-6)
+    assert found[0] <= 1
+    assert found[1] < 1e-6
+    assert found[2:].isnan().all()
+
+
+def test_no_targets() -> None:
+    empty = make([], 5, 7)
+    assert saliency_maps(empty).shape == (0, 5, 7)
+    assert saliency_masks(empty).shape == (0, 5, 7)
+    assert evidence_overlap(empty, empty).shape == (0,)
+
+
+def test_bad_settings_raise() -> None:
+    fixations: Fixations = make([[(0, 0, 1.0)]], 4, 4)
+    with pytest.raises(InputError, match="sigma"):
+        saliency_maps(fixations, sigma=0.0)
+    for threshold in (0.0, 1.01):
+        with pytest.raises(InputError, match="threshold"):
+            saliency_masks(fixations, threshold=threshold)
+    with pytest.raises(InputError, match="agree"):
+        evidence_overlap(fixations, make([[(0, 0, 1.0)]], 4, 5))
+    with pytest.raises(InputError, match="agree"):
+        evidence_overlap(fixations, make([[], []], 4, 4))
