@@ -10,9 +10,11 @@ its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018
 """
 
 from fixcore.backtrack import backtrack
+from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
-from fixcore.fixations import Fixations
+from fixcore.fixations import Fixations, drop_outliers
 from fixcore.graph import Graph, Recording, capture
+from fixcore.saliency import evidence_overlap, saliency_maps, saliency_masks
 from fixcore.start import Start
 
 __all__ = [
@@ -26,5 +28,12 @@ __all__ = [
     "Start",
     "TargetError",
     "backtrack",
+    "box_iou",
     "capture",
+    "drop_outliers",
+    "evidence_boxes",
+    "evidence_overlap",
+    "max_sum_boxes",
+    "saliency_maps",
+    "saliency_masks",
 ]

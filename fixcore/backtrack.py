@@ -34,7 +34,7 @@ def backtrack(
     options = {"mass": MASS, "paper": PAPER}[rules] if isinstance(rules, str) else rules
     start = target if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
-        published = options == PAPER or recording.graph.head is None
+        published = options.average_pool == "argmax" or recording.graph.head is None
         if published and contrast is None and start.weight is None:
             node, points = logit_points(recording, start)
         else:

@@ -69,6 +69,7 @@ class Graph:
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
         self._steps = _schedule(self.nodes, {*kept, self.logits, *constants})
+        self._logit_steps = _schedule(self.nodes, {self.logits, *constants})
         features = [] if self.head is None else [self.head.map]
         until = self.nodes.index(features[0]) + 1 if features and features[0] in self.nodes else 0
         self._feature_steps = _schedule(self.nodes[:until], {*features, *constants})
@@ -78,6 +79,11 @@ class Graph:
         """(C, H, W) of one image."""
         _, channels, height, width = self.images.meta["val"].shape
         return int(channels), int(height), int(width)
+
+    @property
+    def classes(self) -> int:
+        """K, the width of the logits."""
+        return int(self.logits.meta["val"].shape[-1])
 
     def record(self, images: Tensor) -> Recording:
         """Run one forward pass in inference mode and keep the activations that the rules read.
@@ -95,6 +101,15 @@ class Graph:
         if not bool(torch.isfinite(logits).all()):
             raise InputError("the logits hold NaN or infinity; look at the images' range and at the model's dtype")
         return Recording(self, values, shapes, logits)
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Return the logits (N, K) alone, keeping nothing; InputError as `record`."""
+        self._check(images)
+        values: dict[fx.Node, Any] = {**self.constants, self.images: images}
+        _run(self._logit_steps, values, {})
+        logits = values[self.logits]
+        assert isinstance(logits, Tensor)
+        return logits
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the features that the last linear layer reads, (N, D): what a linear probe is trained on.

@@ -24,6 +24,7 @@ _FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, ate
 def simplify(graph: fx.Graph, constants: Constants) -> None:
     """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more."""
     _single_outputs(graph)
+    graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
     _activate_in_place(graph)
     graph.eliminate_dead_code()

@@ -60,8 +60,9 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     if window.sees_everything(visit.shape):
         spreads = []
         for part in parts:
-            product, _ = products(part)
-            kept, share = excitation(product.flatten(1), visit.options.vector)
+            product, inside = products(part)
+            seen = product.masked_fill(~inside[:, :, None], -torch.inf)  # padding excites nothing, not even as last
+            kept, share = excitation(seen.flatten(1), visit.options.vector)
             row = rows[part, :, None].expand(-1, -1, cols.shape[1]).flatten(1)[:, :, None]
             col = cols[part, None, :].expand(-1, rows.shape[1], -1).flatten(1)[:, :, None]
             channel = (first_channel[part, None] + own_channels)[:, None, :]
@@ -127,9 +128,5 @@ class _Window:
         """Whether the one output place sees every input place: then the convolution is a linear layer."""
         if tuple(shape[2:]) != (1, 1):
             return False
-        return all(
-            self.dilation[axis] == 1
-            and self.padding[axis] < self.kernel[axis]
-            and self.kernel[axis] - self.padding[axis] >= self.extent[axis]
-            for axis in (0, 1)
-        ) or self.extent == (1, 1)
+        seen = [{tap * self.dilation[axis] - self.padding[axis] for tap in range(self.kernel[axis])} for axis in (0, 1)]
+        return all(seen[axis].issuperset(range(self.extent[axis])) for axis in (0, 1))

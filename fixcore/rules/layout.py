@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import fx
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
@@ -35,7 +34,10 @@ def strided_view(visit: Visit, points: Points) -> Flow:
     """View: strides and offset of the same view of a row-major tensor say where each element lies. Mass: kept whole."""
     source = visit.source("self")
     memory = torch.empty(visit.shapes[source], device="meta")
-    view = visit.node.target(*_arguments(visit, source, memory))  # type: ignore[operator]
+    own = {**visit.values, source: memory}
+    view = visit.node.target(  # type: ignore[operator]
+        *fx.node.map_arg(visit.node.args, own.__getitem__), **fx.node.map_arg(visit.node.kwargs, own.__getitem__)
+    )
     index = torch.full_like(points.index, view.storage_offset())
     for at, stride in zip(unravel(points.index, view.shape), view.stride(), strict=True):
         if stride:
@@ -79,10 +81,3 @@ def nearest_pixel(visit: Visit, points: Points) -> Flow:
     place = unravel(points.index, visit.shape)
     own = [(at - skip).clamp(0, extent - 1) for at, skip, extent in zip(place, before, shape, strict=True)]
     return [(source, points.moved(ravel(own, shape)))]
-
-
-def _arguments(visit: Visit, source: Any, memory: torch.Tensor) -> list[Any]:
-    """Arguments of the operation with the traced tensor replaced."""
-    return [
-        memory if value is source else visit.plain(name) for name, value in visit.arguments.items() if value is not None
-    ]

@@ -1,0 +1,103 @@
+"""Tiny networks with integer weights, one per family of the field, so that whole walks can be checked exactly."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Plain(nn.Module):
+    """Convolutions, max pooling, two linear layers on the flattened map (VGG)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 3, 3, padding=1)
+        self.conv2 = nn.Conv2d(3, 4, 3, stride=2)
+        self.fc1 = nn.Linear(4, 5)
+        self.fc2 = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv1(x)), 2)
+        x = F.relu(self.conv2(x)).flatten(1)
+        return self.fc2(F.relu(self.fc1(x)))
+
+
+class Residual(nn.Module):
+    """Skip connections with and without a projection, batch norm, global average pool (ResNet)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(3)
+        self.conv = nn.Conv2d(3, 3, 3, padding=1)
+        self.down = nn.Conv2d(3, 4, 2, stride=2)
+        self.skip = nn.Conv2d(3, 4, 1, stride=2)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn(self.stem(x)), inplace=True)
+        x = F.relu(self.conv(x) + x)
+        x = F.relu(self.down(x) + self.skip(x))
+        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class Inception(nn.Module):
+    """Parallel branches, concatenated, one with a grouped and dilated convolution; average pool in the middle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(2, 2, 1)
+        self.b = nn.Conv2d(2, 4, 3, padding=2, dilation=2, groups=2)
+        self.c = nn.Conv2d(2, 2, 1)
+        self.head = nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([F.relu(self.a(x)), F.relu(self.b(x)), F.relu(self.c(F.max_pool2d(x, 3, 1, 1)))], 1)
+        x = F.relu(self.head(F.avg_pool2d(x, 2)))
+        return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+class Dense(nn.Module):
+    """Each layer reads all before it through its own batch norm (DenseNet); a gate on the channels (squeeze-excite)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 2, 3, padding=1)
+        self.bn1, self.conv1 = nn.BatchNorm2d(2), nn.Conv2d(2, 2, 3, padding=1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)
+        self.gate = nn.Conv2d(6, 6, 1)
+        self.hidden = nn.Linear(6, 4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.conv1(F.relu(self.bn1(x)))], 1)
+        x = torch.cat([x, self.conv2(F.relu(self.bn2(x)))], 1)
+        x = x * F.relu(self.gate(F.adaptive_avg_pool2d(x, 1)))
+        x = F.pad(x, (0, 1, 0, 1))
+        return self.fc(F.relu(self.hidden(x.mean((2, 3)))))
+
+
+FAMILIES: tuple[type[nn.Module], ...] = (Plain, Residual, Inception, Dense)
+
+
+def integer_network(family: type[nn.Module], seed: int) -> nn.Module:
+    """Return a network in eval mode with weights in -2..2; its batch norms scale by 1 or 2 and shift by integers."""
+    network = family().eval()
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            size = module.weight.shape
+            module.weight.data = torch.randint(1, 3, size, generator=generator).float()
+            module.bias.data = torch.randint(-1, 2, size, generator=generator).float()
+            module.eps = 0.0
+        elif isinstance(module, nn.Conv2d | nn.Linear):
+            for parameter in module.parameters(recurse=False):
+                parameter.data = torch.randint(-2, 3, parameter.shape, generator=generator).float()
+    return network
+
+
+def integer_images(seed: int, count: int, channels: int = 2, height: int = 6, width: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-2, 4, (count, channels, height, width), generator=generator).float()

@@ -1,0 +1,92 @@
+"""One operation as a rule sees it, without a network around it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fixcore.points import Points
+from fixcore.rules.table import Options, Visit, rule
+from fixcore.simplify import arguments_by_name
+from tests.oracles import ORACLES, Arrow
+
+
+@dataclass
+class OneNode:
+    visit: Visit
+    result: Tensor
+    given: dict[str, Any]
+    """What an oracle gets: arguments by name, with tensors."""
+    names: dict[fx.Node, list[str]]
+
+
+def one_node(operation: Any, *arguments: Any, options: Options, constants: tuple[int, ...] = (1, 2)) -> OneNode:
+    """Build a graph of one operation. Arguments in positions `constants` that are tensors count as weights."""
+    graph = fx.Graph()
+    values: dict[fx.Node, Any] = {}
+
+    def placeholder(value: Any, name: str, constant: bool) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        node = graph.placeholder(name)
+        node.meta.update(val=value, is_constant=constant, position=len(values))
+        values[node] = value
+        return node
+
+    built = []
+    for position, value in enumerate(arguments):
+        if isinstance(value, list) and value and isinstance(value[0], Tensor):
+            built.append([placeholder(part, f"part{position}_{i}", False) for i, part in enumerate(value)])
+        else:
+            built.append(placeholder(value, f"argument{position}", position in constants))
+    node = graph.call_function(operation, tuple(built))
+    # An operation that overwrites its input gets a copy: the rule sees what was recorded.
+    result = operation(*[value.clone() if isinstance(value, Tensor) else value for value in arguments])
+    node.meta.update(val=result, is_constant=False, position=len(values))
+    named = arguments_by_name(node)
+    shapes = {at: value.shape for at, value in values.items()} | {node: result.shape}
+    visit = Visit(node, named, values, shapes, options)
+    given: dict[str, Any] = {name: fx.node.map_arg(value, lambda at: values[at]) for name, value in named.items()}
+    names: dict[fx.Node, list[str]] = defaultdict(list)
+    for name, value in named.items():
+        for number, part in enumerate(value if isinstance(value, list | tuple) else [value]):
+            if isinstance(part, fx.Node):
+                names[part].append(f"{name}.{number}" if isinstance(value, list | tuple) else name)
+    order = [name for at in values if not at.meta["is_constant"] for name in names[at]]
+    given |= {
+        "result": result,
+        "operation": operation,
+        "names": list(named)[: len(arguments)],
+        "order": order,
+        "from_map": False,
+    }
+    return OneNode(visit, result, given, names)
+
+
+def followed(case: OneNode) -> list[Arrow]:
+    """Where the rule sends each output element: every element is its own trace, all in one call."""
+    count = case.result.numel()
+    points = Points(torch.arange(count), torch.arange(count), torch.ones(count))
+    found: list[Arrow] = [defaultdict(float) for _ in range(count)]
+    for source, moved in rule[case.visit.node.target].follow(case.visit, points):
+        (name, *_) = case.names[source]
+        places = torch.stack(torch.unravel_index(moved.index, case.visit.shapes[source]), 1)
+        for trace, place, mass in zip(moved.trace.tolist(), places.tolist(), moved.mass.tolist(), strict=True):
+            found[trace][name, tuple(place)] += mass
+    return found
+
+
+def check_against_oracle(case: OneNode, kept_values: bool = True) -> None:
+    """Assert that the rule sends every output element where the oracle does, in the same shares."""
+    answer = ORACLES[case.visit.node.target]
+    for element, found in enumerate(followed(case)):
+        at = tuple(int(i) for i in torch.unravel_index(torch.tensor(element), case.result.shape))
+        expected = answer(case.given, at, case.visit.options)
+        assert found.keys() == expected.keys(), f"element {at}: {dict(found)} is not {expected}"
+        for key, share in expected.items():
+            assert abs(found[key] - share) < 1e-5, f"element {at}: {dict(found)} is not {expected}"
+        assert abs(sum(found.values()) - 1) < 1e-5

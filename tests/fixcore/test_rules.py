@@ -1,0 +1,283 @@
+"""Every rule against its slow oracle, on integer-valued tensors so that ties are common and comparison exact."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fixcore
+from fixcore.rules import MASS, PAPER, rule
+from tests.fixcore.one_node import check_against_oracle, one_node
+from tests.oracles import ORACLES
+
+aten = torch.ops.aten
+
+OPTIONS = [MASS, PAPER, replace(PAPER, location="argmax"), replace(PAPER, vector="half", fc_to_map="argmax")]
+options = st.sampled_from(OPTIONS)
+seeds = st.integers(0, 2**31)
+quick = settings(max_examples=40, deadline=None)
+
+
+def integers(seed: int, *shape: int, low: int = -3, high: int = 3) -> Tensor:
+    return torch.randint(low, high + 1, shape, generator=torch.Generator().manual_seed(seed)).float()
+
+
+def test_every_rule_has_an_oracle():
+    assert set(rule) == set(ORACLES)
+
+
+@quick
+@given(
+    seed=seeds,
+    options=options,
+    batch=st.integers(1, 2),
+    groups=st.integers(1, 3),
+    channels=st.integers(1, 3),
+    outs=st.integers(1, 2),
+    extent=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    channels_last=st.booleans(),
+)
+def test_convolution(
+    seed, options, batch, groups, channels, outs, extent, kernel, stride, padding, dilation, channels_last
+):
+    for axis in (0, 1):
+        assume(extent[axis] + 2 * padding[axis] >= dilation[axis] * (kernel[axis] - 1) + 1)
+        assume(padding[axis] < kernel[axis])
+        assume(dilation[axis] == 1 or extent[axis] >= dilation[axis])  # else a window may lie on padding alone
+    image = integers(seed, batch, groups * channels, *extent)
+    weight = integers(seed + 1, groups * outs, channels, *kernel)
+    if channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    arguments = (image, weight, None, list(stride), list(padding), list(dilation), groups)
+    check_against_oracle(one_node(aten.conv2d.default, *arguments, options=options))
+
+
+@quick
+@given(seed=seeds, options=options, padding=st.sampled_from(["same", "valid"]), kernel=st.sampled_from([1, 3, 5]))
+def test_convolution_with_padding_in_words(seed, options, padding, kernel):
+    arguments = (integers(seed, 1, 2, 5, 6), integers(seed + 1, 2, 2, kernel, 3), None, [1, 1], padding, [1, 1], 1)
+    with torch.no_grad():
+        check_against_oracle(one_node(aten.conv2d.padding, *arguments, options=options))
+
+
+def test_convolution_never_lands_on_padding():
+    image = torch.ones(1, 1, 2, 2)
+    weight = torch.ones(1, 1, 3, 3)
+    case = one_node(aten.conv2d.default, image, weight, None, [1, 1], [2, 2], [1, 1], 1, options=MASS)
+    assert case.result.shape == (1, 1, 4, 4)
+    check_against_oracle(case)
+
+
+@quick
+@given(seed=seeds, options=options, tokens=st.integers(0, 2), inputs=st.integers(1, 6))
+def test_linear(seed, options, tokens, inputs):
+    shape = (2, *[3] * tokens, inputs)
+    case = one_node(aten.linear.default, integers(seed, *shape), integers(seed + 1, 4, inputs), None, options=options)
+    check_against_oracle(case)
+
+
+class FlattenedMap(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = torch.nn.Linear(12, 2, bias=False)
+        self.fc.weight.data = torch.arange(1.0, 25.0).view(2, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.flatten(1))
+
+
+def test_linear_on_a_flattened_map_keeps_one_input_as_the_released_code_does():
+    images = torch.ones(1, 3, 2, 2)
+    recording = fixcore.capture(FlattenedMap().eval(), torch.zeros(2, 3, 2, 2)).record(images)
+    everything = fixcore.backtrack(recording, torch.tensor([1]), rules=PAPER)
+    one = fixcore.backtrack(recording, torch.tensor([1]), rules=replace(PAPER, fc_to_map="argmax"))
+    assert everything.row.numel() == 4
+    assert (one.row.tolist(), one.col.tolist()) == ([1], [1])  # the largest weight stands last
+
+
+@quick
+@given(
+    seed=seeds,
+    extent=st.tuples(st.integers(2, 7), st.integers(2, 7)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.one_of(st.just([]), st.tuples(st.integers(1, 3), st.integers(1, 3)).map(list)),
+    padded=st.booleans(),
+    dilation=st.integers(1, 2),
+    ceil=st.booleans(),
+)
+def test_max_pool(seed, extent, kernel, stride, padded, dilation, ceil):
+    padding = [k // 2 for k in kernel] if padded else [0, 0]
+    for axis in (0, 1):
+        assume(extent[axis] + 2 * padding[axis] >= dilation * (kernel[axis] - 1) + 1)
+    arguments = (integers(seed, 2, 2, *extent), list(kernel), stride, padding, [dilation, dilation], ceil)
+    check_against_oracle(one_node(aten.max_pool2d.default, *arguments, options=MASS))
+
+
+@quick
+@given(
+    seed=seeds,
+    options=options,
+    extent=st.tuples(st.integers(2, 6), st.integers(2, 6)),
+    kernel=st.integers(1, 3),
+    stride=st.integers(1, 3),
+    padded=st.booleans(),
+    ceil=st.booleans(),
+    count=st.booleans(),
+)
+def test_average_pool(seed, options, extent, kernel, stride, padded, ceil, count):
+    assume(min(extent) >= kernel)
+    padding = kernel // 2 if padded else 0
+    arguments = (integers(seed, 2, 2, *extent), [kernel], [stride], [padding], ceil, count, None)
+    check_against_oracle(one_node(aten.avg_pool2d.default, *arguments, options=options))
+
+
+@quick
+@given(
+    seed=seeds,
+    options=options,
+    extent=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    out=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+)
+def test_adaptive_average_pool(seed, options, extent, out):
+    case = one_node(aten.adaptive_avg_pool2d.default, integers(seed, 2, 2, *extent), list(out), options=options)
+    check_against_oracle(case)
+
+
+@quick
+@given(seed=seeds, options=options, dims=st.sampled_from([[2, 3], [-1, -2], [1], [0], [1, 3]]), keep=st.booleans())
+def test_mean(seed, options, dims, keep):
+    check_against_oracle(one_node(aten.mean.dim, integers(seed, 2, 3, 2, 2), dims, keep, options=options))
+
+
+SAME_PLACE: list[tuple[Any, tuple[Any, ...]]] = [
+    (aten.relu.default, ()),
+    (aten.relu_.default, ()),
+    (aten.hardtanh.default, (0, 6)),
+    (aten.clamp.default, (-1, 1)),
+    (aten.clamp_min.default, (0,)),
+    (aten.leaky_relu.default, ()),
+    (aten.elu.default, ()),
+    (aten.gelu.default, ()),
+    (aten.silu.default, ()),
+    (aten.mish.default, ()),
+    (aten.hardswish.default, ()),
+    (aten.hardsigmoid.default, ()),
+    (aten.sigmoid.default, ()),
+    (aten.tanh.default, ()),
+    (aten.softplus.default, ()),
+    (aten.dropout.default, (0.5, False)),
+    (aten.neg.default, ()),
+    (aten.div.Scalar, (2,)),
+    (aten.clone.default, ()),
+    (aten.contiguous.default, ()),
+    (aten.alias.default, ()),
+    (aten.detach.default, ()),
+    (aten.to.dtype, (torch.float64,)),
+    (aten._to_copy.default, ()),
+    (aten.softmax.int, (1,)),
+    (aten.log_softmax.int, (1,)),
+    (aten.batch_norm.default, (None, None, torch.zeros(2), torch.ones(2), False, 0.1, 1e-5, True)),
+    (aten.layer_norm.default, ([2, 2],)),
+    (aten.group_norm.default, (2,)),
+]
+
+
+@pytest.mark.parametrize(("operation", "rest"), SAME_PLACE, ids=lambda value: str(value) if callable(value) else "")
+def test_elementwise(operation, rest):
+    case = one_node(operation, integers(0, 2, 2, 2, 2), *rest, options=MASS, constants=(1, 2, 3, 4))
+    check_against_oracle(case)
+
+
+@quick
+@given(
+    seed=seeds,
+    left=st.sampled_from([(2, 3, 2, 2), (1, 3, 1, 1), (3, 1, 2)]),
+    right=st.sampled_from([(2, 3, 2, 2), (2, 3, 1, 1), (2, 1)]),
+    constants=st.sampled_from([(), (0,), (1,)]),
+    operation=st.sampled_from([aten.add.Tensor, aten.mul.Tensor]),
+)
+def test_sums_and_products(seed, left, right, constants, operation):
+    case = one_node(operation, integers(seed, *left), integers(seed + 1, *right), options=MASS, constants=constants)
+    check_against_oracle(case)
+
+
+def test_a_sum_in_place_follows_the_same_rule():
+    case = one_node(aten.add_.Tensor, integers(1, 2, 2, 2, 2), integers(2, 2, 2, 2, 2), options=MASS, constants=())
+    check_against_oracle(case)
+
+
+def test_ties_of_a_sum_go_to_the_branch_computed_first():
+    case = one_node(aten.add.Tensor, torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1), options=MASS, constants=())
+    check_against_oracle(case)
+    assert case.given["order"] == ["self", "other"]
+
+
+LAYOUT: list[tuple[Any, tuple[int, ...], tuple[Any, ...]]] = [
+    (aten.view.default, (2, 3, 4), ([6, 4],)),
+    (aten._unsafe_view.default, (2, 3, 4), ([3, 8],)),
+    (aten.reshape.default, (2, 3, 4), ([2, 2, 6],)),
+    (aten.flatten.using_ints, (2, 3, 4), (1, -1)),
+    (aten.permute.default, (2, 3, 4), ([2, 0, 1],)),
+    (aten.transpose.int, (2, 3, 4), (1, 2)),
+    (aten.t.default, (3, 4), ()),
+    (aten.expand.default, (2, 1, 3), ([4, 2, 5, 3],)),
+    (aten.unsqueeze.default, (2, 3), (1,)),
+    (aten.squeeze.default, (2, 1, 3), ()),
+    (aten.squeeze.dim, (2, 1, 3), (1,)),
+    (aten.squeeze.dims, (2, 1, 3, 1), ([1, 3],)),
+    (aten.slice.Tensor, (2, 7, 3), (1, 1, 6, 2)),
+    (aten.narrow.default, (2, 7, 3), (1, 2, 3)),
+    (aten.select.int, (2, 3, 4), (1, -1)),
+]
+
+
+@pytest.mark.parametrize(("operation", "shape", "rest"), LAYOUT, ids=lambda value: str(value))
+def test_layout(operation, shape, rest):
+    check_against_oracle(one_node(operation, integers(0, *shape), *rest, options=MASS, constants=()))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_concatenation(dim):
+    shapes = [[2, 3, 2], [2, 3, 2]]
+    shapes[1][dim] = 5
+    case = one_node(aten.cat.default, [integers(i, *shape) for i, shape in enumerate(shapes)], dim, options=MASS)
+    check_against_oracle(case)
+
+
+@pytest.mark.parametrize("amounts", [[1, 2], [0, 1, 2, 3], [1, -1, 0, 2]])
+@pytest.mark.parametrize("operation", [aten.pad.default, aten.constant_pad_nd.default])
+def test_padding(amounts, operation):
+    check_against_oracle(one_node(operation, integers(0, 1, 2, 3, 4), amounts, options=MASS))
+
+
+def test_reflecting_padding_is_refused():
+    case = one_node(aten.pad.default, integers(0, 1, 1, 3, 3), [1, 1, 1, 1], "reflect", options=MASS)
+    with pytest.raises(ValueError, match="reflect"):
+        check_against_oracle(case)
+
+
+def test_every_rule_is_exercised_above():
+    """The parametrised lists and the tests by name cover the table."""
+    named = {
+        aten.conv2d.default, aten.conv2d.padding, aten.linear.default, aten.max_pool2d.default, aten.avg_pool2d.default,
+        aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor,
+        aten.cat.default, aten.pad.default, aten.constant_pad_nd.default,
+    }  # fmt: skip
+    listed = itertools.chain((op for op, _ in SAME_PLACE), (op for op, _, _ in LAYOUT))
+    assert named | set(listed) == set(rule)
+
+
+def test_registering_an_operation_twice_raises():
+    with pytest.raises(ValueError, match="has a rule already"):
+        rule(aten.relu.default)(lambda visit, points: [])

@@ -1,0 +1,311 @@
+"""Slow, obvious versions of every rule and of the whole walk, written from the paper's text with nested loops.
+
+An oracle answers for ONE output element: which elements of which argument the mass goes to. Tensors are plain
+nested indexing; nothing here is shared with the package except the choice of options.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fixcore.rules.table import Options
+
+aten = torch.ops.aten
+
+Arrow = dict[tuple[str, tuple[int, ...]], float]
+"""(argument name, element) -> share of the mass."""
+
+Oracle = Callable[[dict[str, Any], tuple[int, ...], Options], Arrow]
+
+ORACLES: dict[Any, Oracle] = {}
+
+
+def oracle(*operations: Any) -> Callable[[Oracle], Oracle]:
+    def register(function: Oracle) -> Oracle:
+        for operation in operations:
+            ORACLES[operation] = function
+        return function
+
+    return register
+
+
+def first_best(candidates: list[tuple[Any, float]]) -> Any:
+    """The candidate with the largest value; of equal ones the first."""
+    best = candidates[0]
+    for candidate in candidates[1:]:
+        if candidate[1] > best[1]:
+            best = candidate
+    return best[0]
+
+
+def exciting(products: list[tuple[Any, float]], follow: str) -> dict[Any, float]:
+    """Algorithm 1: the inputs with a positive product; "half": the strongest of them that hold half of the sum."""
+    positive = [(key, value) for key, value in products if value > 0]
+    if not positive:
+        return {first_best(products): 1.0}
+    if follow == "half":
+        total = sum(value for _, value in positive)
+        chosen, held = [], 0.0
+        for key, value in sorted(positive, key=lambda pair: -pair[1]):  # stable: of equal ones the first
+            if held * 2 >= total:
+                break
+            chosen.append((key, value))
+            held += value
+        positive = chosen
+    total = sum(value for _, value in positive)
+    return {key: value / total for key, value in positive}
+
+
+def pair(value: Any) -> tuple[int, int]:
+    listed = list(value)
+    return (listed[0], listed[0]) if len(listed) == 1 else (listed[0], listed[1])
+
+
+@oracle(aten.conv2d.default, aten.conv2d.padding)
+def convolution(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    image, weight = given["input"], given["weight"]
+    n, out_channel, out_row, out_col = at
+    stride, dilation = pair(given["stride"]), pair(given["dilation"])
+    kernel = tuple(weight.shape[2:])
+    if isinstance(given["padding"], str):
+        padding = (0, 0)
+        if given["padding"] == "same":
+            padding = tuple(d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
+    else:
+        padding = pair(given["padding"])
+    height, width = image.shape[2:]
+    group = out_channel // (weight.shape[0] // given["groups"])
+    channels = range(group * weight.shape[1], (group + 1) * weight.shape[1])
+
+    def taps(channel: int) -> list[tuple[tuple[int, int], float]]:
+        found = []
+        for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
+            row = out_row * stride[0] - padding[0] + i * dilation[0]
+            col = out_col * stride[1] - padding[1] + j * dilation[1]
+            if 0 <= row < height and 0 <= col < width:
+                own = weight[out_channel, channel - channels.start, i, j]
+                found.append(((row, col), float(image[n, channel, row, col] * own)))
+        return found
+
+    one_place = given["result"].shape[2:] == (1, 1)
+    seen = {place for place, _ in taps(channels.start)}
+    if one_place and len(seen) == height * width:  # it sees all there is: a linear layer
+        # in the order of the flattened window: place first, then channel
+        products = [((place, channel), value) for channel in channels for place, value in taps(channel)]
+        products.sort(key=lambda item: item[0])
+        chosen = exciting(products, options.vector)
+        return {("input", (n, channel, *place)): share for (place, channel), share in chosen.items()}
+    winner = first_best([(channel, sum(value for _, value in taps(channel))) for channel in channels])
+    if options.location == "argmax":
+        return {("input", (n, winner, *first_best(taps(winner)))): 1.0}
+    centre = []
+    for axis, out in enumerate((out_row, out_col)):
+        middle = out * stride[axis] - padding[axis] + dilation[axis] * (kernel[axis] - 1) // 2
+        centre.append(min(max(middle, 0), image.shape[2 + axis] - 1))
+    return {("input", (n, winner, *centre)): 1.0}
+
+
+@oracle(aten.linear.default)
+def linear(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    values, weight = given["input"], given["weight"]
+    *token, neuron = at
+    products = [(i, float(values[(*token, i)] * weight[neuron, i])) for i in range(weight.shape[1])]
+    if values.dim() > 2 or (options.fc_to_map == "argmax" and given["from_map"]):
+        return {("input", (*token, first_best(products))): 1.0}
+    return {("input", (*token, i)): share for i, share in exciting(products, options.vector).items()}
+
+
+@oracle(aten.max_pool2d.default)
+def max_pool(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    image = given["self"]
+    kernel = pair(given["kernel_size"])
+    stride = pair(given["stride"] or kernel)
+    padding, dilation = pair(given["padding"]), pair(given["dilation"])
+    n, channel, out_row, out_col = at
+    cells = []
+    for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
+        row = out_row * stride[0] - padding[0] + i * dilation[0]
+        col = out_col * stride[1] - padding[1] + j * dilation[1]
+        if 0 <= row < image.shape[2] and 0 <= col < image.shape[3]:
+            cells.append(((n, channel, row, col), float(image[n, channel, row, col])))
+    return {("self", first_best(cells)): 1.0}
+
+
+def mean_of(cells: list[tuple[tuple[int, ...], float]], options: Options) -> Arrow:
+    if options.average_pool == "argmax":
+        return {("self", first_best(cells)): 1.0}
+    mean = sum(value for _, value in cells) / len(cells)
+    above = [(place, value - mean) for place, value in cells if value > mean]
+    if not above:
+        return {("self", place): 1 / len(cells) for place, _ in cells}
+    total = sum(excess for _, excess in above)
+    return {("self", place): excess / total for place, excess in above}
+
+
+@oracle(aten.avg_pool2d.default)
+def average_pool(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    image = given["self"]
+    kernel = pair(given["kernel_size"])
+    stride = pair(given["stride"] or kernel)
+    padding = pair(given["padding"])
+    n, channel, out_row, out_col = at
+    cells = []
+    for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
+        row, col = out_row * stride[0] - padding[0] + i, out_col * stride[1] - padding[1] + j
+        if 0 <= row < image.shape[2] and 0 <= col < image.shape[3]:
+            cells.append(((n, channel, row, col), float(image[n, channel, row, col])))
+    return mean_of(cells, options)
+
+
+@oracle(aten.adaptive_avg_pool2d.default)
+def adaptive_average_pool(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    image = given["self"]
+    n, channel, out_row, out_col = at
+    bounds = []
+    for axis, out in ((2, out_row), (3, out_col)):
+        extent, outs = image.shape[axis], given["result"].shape[axis]
+        bounds.append(range(math.floor(out * extent / outs), math.ceil((out + 1) * extent / outs)))
+    cells = [((n, channel, r, c), float(image[n, channel, r, c])) for r, c in itertools.product(*bounds)]
+    return mean_of(cells, options)
+
+
+@oracle(aten.mean.dim)
+def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    values = given["self"]
+    reduced = {d % values.dim() for d in given["dim"]} if given["dim"] else set(range(values.dim()))
+    place = list(at)
+    if not given["keepdim"]:
+        for d in sorted(reduced):
+            place.insert(d, 0)
+    ranges = [range(values.shape[d]) if d in reduced else [place[d]] for d in range(values.dim())]
+    return mean_of([(cell, float(values[cell])) for cell in itertools.product(*ranges)], options)
+
+
+@oracle(
+    aten.relu.default,
+    aten.relu_.default,
+    aten.hardtanh.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.leaky_relu.default,
+    aten.elu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.mish.default,
+    aten.hardswish.default,
+    aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.tanh.default,
+    aten.softplus.default,
+    aten.dropout.default,
+    aten.neg.default,
+    aten.div.Scalar,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.alias.default,
+    aten.detach.default,
+    aten.to.dtype,
+    aten._to_copy.default,
+    aten.softmax.int,
+    aten.log_softmax.int,
+    aten.batch_norm.default,
+    aten.layer_norm.default,
+    aten.group_norm.default,
+)
+def same(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    return {("self" if "self" in given else "input", at): 1.0}
+
+
+def broadcast_from(at: tuple[int, ...], shape: torch.Size) -> tuple[int, ...]:
+    own = at[len(at) - len(shape) :]
+    return tuple(0 if extent == 1 else place for place, extent in zip(own, shape, strict=True))
+
+
+def operands(given: dict[str, Any]) -> list[str]:
+    """Names of the operands that depend on the images, earliest computed first."""
+    return [name for name in given["order"] if name in ("self", "other")]
+
+
+@oracle(aten.add.Tensor, aten.add_.Tensor)
+def add(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    found = [(name, broadcast_from(at, given[name].shape)) for name in operands(given)]
+    return {first_best([((name, place), float(given[name][place])) for name, place in found]): 1.0}
+
+
+@oracle(aten.mul.Tensor)
+def mul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    names = operands(given)
+    largest = max(given[name].numel() for name in names)
+    names = [name for name in names if given[name].numel() == largest]
+    return {(name, broadcast_from(at, given[name].shape)): 1 / len(names) for name in names}
+
+
+@oracle(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.flatten.using_ints,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.t.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.slice.Tensor,
+    aten.narrow.default,
+    aten.select.int,
+)
+def look_up(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    """Run the operation on a tensor that holds its own positions, and read there."""
+    source = given["self"]
+    positions = torch.arange(source.numel()).view(source.shape)
+    arguments = [positions if name == "self" else given[name] for name in given["names"] if given[name] is not None]
+    index = int(given["operation"](*arguments)[at])
+    return {("self", tuple(int(i) for i in torch.unravel_index(torch.tensor(index), source.shape))): 1.0}
+
+
+@oracle(aten.cat.default)
+def cat(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    dim = given["dim"] % len(at)
+    place, first = at[dim], 0
+    for number, part in enumerate(given["tensors"]):
+        if place < first + part.shape[dim]:
+            own = (*at[:dim], place - first, *at[dim + 1 :])
+            return {(f"tensors.{number}", own): 1.0}
+        first += part.shape[dim]
+    raise AssertionError("outside every part")
+
+
+@oracle(aten.pad.default, aten.constant_pad_nd.default)
+def pad(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    shape = given["self"].shape
+    own = list(at)
+    for number in range(len(given["pad"]) // 2):
+        axis = len(shape) - 1 - number
+        own[axis] = min(max(at[axis] - given["pad"][2 * number], 0), shape[axis] - 1)
+    return {("self", tuple(own)): 1.0}
+
+
+def walk(
+    node: fx.Node,
+    at: tuple[int, ...],
+    mass: float,
+    answer: Callable[[fx.Node, tuple[int, ...]], list[tuple[fx.Node, tuple[int, ...], float]]],
+) -> dict[tuple[int, ...], float]:
+    """Plain recursion from one element to the images: every path on its own, merged only at the end."""
+    if node.op == "placeholder":
+        return {at: mass}
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for source, place, share in answer(node, at):
+        for pixel, part in walk(source, place, mass * share, answer).items():
+            found[pixel] += part
+    return dict(found)
