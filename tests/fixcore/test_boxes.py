@@ -90,6 +90,7 @@ def test_max_sum_box_by_hand() -> None:
     tie = torch.tensor([[[1, 0, 0, 1]], [[0, 1, 0, 1]]])  # one pixel scores 1/4 in either place
     assert max_sum_boxes(tie, 1.0)[0].tolist() == [0, 0, 1, 1]
     assert max_sum_boxes(tie, 1.5)[1].tolist() == [1, 0, 2, 1]
+    assert max_sum_boxes(tie.mT, 1.0)[0].tolist() == [0, 0, 1, 1]
 
 
 def test_max_sum_boxes_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,11 @@ def test_many_points_of_many_images_do_not_meet() -> None:
     assert torch.equal(torch.stack([kept.image, kept.row, kept.col], 1), expected.nonzero())
 
 
+def test_a_share_of_nothing_keeps_even_points_without_mass() -> None:
+    fixations = make([[(0, 0, 1.0), (9, 9, 0.0)]], 10, 10)
+    assert len(drop_outliers(fixations, radius=0.0, share=0.0, by_mass=True).row) == 2
+
+
 @pytest.mark.parametrize(("radius", "share"), [(-0.1, 0.05), (0.1, -0.01), (0.1, 1.5), (float("nan"), 0.05)])
 def test_settings_out_of_range_raise(radius: float, share: float) -> None:
     with pytest.raises(InputError, match="must"):

@@ -80,6 +80,15 @@ def test_overlap_of_the_same_the_far_and_the_missing() -> None:
     assert found[2:].isnan().all()
 
 
+def test_overlap_never_exceeds_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = torch.randint(0, 64, (40, 6, 2), generator=generator).tolist()
+    fixations = make([[(row, col, 1 / 6) for row, col in {tuple(p) for p in points}] for points in places], 64, 64)
+    found = evidence_overlap(fixations, fixations)
+    assert found.max() <= 1
+    assert found.min() > 1 - 1e-5
+
+
 def test_no_targets() -> None:
     empty = make([], 5, 7)
     assert saliency_maps(empty).shape == (0, 5, 7)
