@@ -1,0 +1,184 @@
+"""The report of a run: one HTML file that opens offline, small whatever the size of the dataset.
+
+The flagged images are embedded as thumbnails, the most suspicious of each kind first, until the file's budget or the
+number of cards is spent; the page says how many of how many it shows. Only rows of those images are read.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from pipeline.cards import NAME_LENGTH, Card, Limits, flagged_cards
+from pipeline.errors import RunFolderError
+from pipeline.files import write_text
+from pipeline.findings import Finding, count_findings, dataset_name, top_findings
+from pipeline.runfolder import RunFolder
+from pipeline.schema import ISSUES
+from pipeline.wording import TITLES, amount, count, percent, printable, score, shell_word, shortened
+
+__all__ = ["Limits", "write_report"]
+
+_HERE = Path(__file__).parent
+_REASON_LENGTH = 1500
+_CLASS_COLUMNS = (
+    ("images", "Images", count),
+    ("mislabeled", "Mislabeled", count),
+    ("ambiguous", "Ambiguous", count),
+    ("estimated_noise", "Estimated noise", percent),
+    ("accuracy", "Accuracy", percent),
+)
+
+
+def write_report(run: RunFolder, limits: Limits | None = None) -> Path:
+    """Write the run's report.html and return where it lies.
+
+    Reads manifest, evidence, issues and summary.json; `run.json` need not be there yet. An image that is gone since
+    the run keeps its card, with the reason in place of the picture.
+
+    Raises:
+        RunFolderError: a file of the run is missing, or the report cannot be written.
+
+    """
+    limits = limits or Limits()
+    counts = count_findings(run)
+    page = _Page(run, limits, counts, _read_summary(run))
+    unreadable = top_findings(run, "unreadable", limits.rows)
+    bare = len(page.render((), dict.fromkeys(ISSUES, 0), unreadable).encode())
+    cards: list[tuple[int, Markup]] = []
+    shown = dict.fromkeys(ISSUES, 0)
+    shown["unreadable"] = len(unreadable)
+    left = limits.bytes - bare - 4096  # the counts in words are a little longer than in the bare page
+    seen_twins: set[str] = set()
+    for card, digest in flagged_cards(run, limits):
+        kinds = {finding.issue for finding in card.findings}
+        # A file whose only fault is to have a twin is in the twin's card already.
+        if kinds != {"duplicate_conflict"} or digest is None or digest not in seen_twins:
+            html = page.card(card)
+            left -= len(html.encode()) + 1
+            if left < 0:
+                break
+            cards.append((card.number, html))
+            if "duplicate_conflict" in kinds and digest is not None:
+                seen_twins.add(digest)
+        for kind in kinds:
+            shown[kind] += 1
+    text = page.render([html for _, html in sorted(cards, key=lambda one: one[0])], shown, unreadable)
+    assert len(text.encode()) <= limits.bytes
+    write_text(text, run.report)
+    return run.report
+
+
+class _Page:
+    """The templates, with what is the same for the whole report."""
+
+    def __init__(self, run: RunFolder, limits: Limits, counts: dict[str, int], summary: dict[str, Any]) -> None:
+        self._limits = limits
+        self._counts = counts
+        self._summary = summary
+        self._name = shortened(printable(dataset_name(run) or run.path.name), NAME_LENGTH)
+        self._run = shell_word(str(run.path))
+        self._issues = repr(str(run.issues))
+        self._card = _environment().get_template("report_card.html")
+        self._page = _environment().get_template("report.html")
+
+    def card(self, card: Card) -> Markup:
+        return Markup(self._card.render(card=card, titles=TITLES))  # rendered with autoescape
+
+    def render(self, cards: Sequence[Markup], shown: dict[str, int], unreadable: list[Finding]) -> str:
+        return self._page.render(
+            name=self._name,
+            run=self._run,
+            issues_literal=self._issues,
+            titles=TITLES,
+            counts=self._counts,
+            shown=shown,
+            flagged=sum(self._counts[kind] for kind in ISSUES if kind != "unreadable"),
+            cards=cards,
+            cards_missing=any(shown[kind] < number for kind, number in self._counts.items()),
+            unreadable=unreadable,
+            facts=_facts(self._summary),
+            classes=_class_table(self._summary, self._limits.rows),
+            style=_inlined("report.css"),
+            script=_inlined("report.js"),
+            style_hash=_digest("report.css"),
+            script_hash=_digest("report.js"),
+        )
+
+
+def _read_summary(run: RunFolder) -> dict[str, Any]:
+    try:
+        summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {run.summary}: {error}") from error
+    return summary
+
+
+def _facts(summary: dict[str, Any]) -> dict[str, Any]:
+    """Return the numbers of the page's head, each None where the run could not tell."""
+    return {
+        "images": summary["images"],
+        "errors": summary["estimated_errors"],
+        "noise": summary["estimated_noise"],
+        "accuracy": summary["accuracy"],
+        "precision": summary["estimated_precision"],
+    }
+
+
+def _class_table(summary: dict[str, Any], limit: int) -> dict[str, Any]:
+    """Return the columns and rows of the class table; of more than `limit` classes those with most mislabeled."""
+    classes = summary["classes"]
+    chosen = classes
+    if len(classes) > limit:
+        chosen = sorted(sorted(classes, key=lambda one: -one["mislabeled"])[:limit], key=lambda one: one["label"])
+    return {
+        "columns": ["Class", *(title for _, title, _ in _CLASS_COLUMNS), "Most taken for"],
+        "rows": [
+            {
+                "name": one["name"],
+                "cells": [(one[key], words(one[key])) for key, _, words in _CLASS_COLUMNS],
+                "taken_for": one["most_confused_with"],
+            }
+            for one in chosen
+        ],
+        "count": len(classes),
+    }
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = percent
+    environment.filters["count"] = count
+    environment.filters["score"] = score
+    environment.filters["amount"] = amount
+    environment.filters["printable"] = lambda name: shortened(printable(name), NAME_LENGTH)
+    environment.filters["prose"] = lambda reason: shortened(printable(reason), _REASON_LENGTH)
+    return environment
+
+
+@cache
+def _inlined(name: str) -> Markup:
+    """Return one of our own style or script files, as it stands inside the page."""
+    text = (_HERE / name).read_text(encoding="utf-8")
+    assert "</" not in text  # would end the element
+    return Markup(text)  # ships with the program
+
+
+def _digest(name: str) -> str:
+    """Return what the content security policy must name for `name` to run."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(_inlined(name).encode()).digest()).decode("ascii")
