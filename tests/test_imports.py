@@ -1,0 +1,69 @@
+"""Imports run one way, cli -> jobs -> pipeline -> fixcore, and each layer keeps to what it may know."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = ("fixcore", "pipeline", "jobs", "cli")
+"""From the core outwards: a layer may import itself and those before it."""
+
+
+def files_of(layer: str) -> list[Path]:
+    single = ROOT / f"{layer}.py"
+    return [single] if single.is_file() else sorted((ROOT / layer).rglob("*.py"))
+
+
+def imported(source: str) -> Iterator[tuple[int, str]]:
+    """Line and full name of every import, also those inside functions and under TYPE_CHECKING."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative imports hide where they lead"
+            yield node.lineno, node.module or ""
+
+
+def found(layer: str) -> list[tuple[str, str]]:
+    """Where, and the top-level package, of every import of a layer."""
+    return [
+        (f"{path.relative_to(ROOT)}:{line}", name.partition(".")[0])
+        for path in files_of(layer)
+        for line, name in imported(path.read_text(encoding="utf-8"))
+    ]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_layer_is_there_and_imports_no_outer_layer(layer: str) -> None:
+    assert files_of(layer), f"no file of {layer} was found"
+    outer = set(LAYERS[LAYERS.index(layer) + 1 :]) | {"tests", "benchmarks"}
+    assert [(where, name) for where, name in found(layer) if name in outer] == []
+
+
+def test_fixcore_knows_torch_only() -> None:
+    allowed = {"fixcore", "torch", *sys.stdlib_module_names}
+    assert [(where, name) for where, name in found("fixcore") if name not in allowed] == []
+
+
+def test_fixcore_touches_no_files() -> None:
+    files = {"os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "pickle", "urllib"}
+    assert [(where, name) for where, name in found("fixcore") if name in files] == []
+
+
+def test_the_pipeline_does_not_know_ray_nor_the_terminal() -> None:
+    strangers = {"ray", "typer", "click", "rich"}
+    assert [(where, name) for where, name in found("pipeline") if name in strangers] == []
+
+
+def test_only_the_ray_engine_knows_ray() -> None:
+    assert {where.partition(":")[0] for where, name in found("jobs") if name == "ray"} <= {"jobs/local.py"}
+
+
+def test_the_finder_sees_imports_wherever_they_stand() -> None:
+    source = "import a.b, c\nfrom d.e import f\ndef g():\n    if True:\n        import h\n"
+    assert sorted(imported(source)) == [(1, "a.b"), (1, "c"), (2, "d.e"), (5, "h")]
