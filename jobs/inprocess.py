@@ -1,0 +1,57 @@
+"""The audit in this process, for tests, debugging, and machines without Ray."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from jobs.engine import Decode, Finish, Item, Result, Step, Tell
+from jobs.machine import usable_cores
+from pipeline.manifest import Shard
+
+
+class InProcess:
+    """Runs shards one after the other; the next is decoded while one is judged."""
+
+    def __enter__(self) -> InProcess:
+        """Nothing to start."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Nothing to end."""
+
+    @property
+    def threads(self) -> int:
+        """All cores."""
+        return usable_cores()
+
+    def threads_for(self, tasks: int) -> int:
+        """All cores: tasks run one after the other."""
+        return usable_cores()
+
+    def map_shards(
+        self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
+    ) -> Iterator[Any]:
+        """See `Engine.map_shards`; in order."""
+        if not shards:
+            return
+        step = make_step()
+        with ThreadPoolExecutor(1) as ahead:
+            waiting = ahead.submit(decode, shards[0])
+            for following in [*shards[1:], None]:
+                decoded = waiting.result()
+                if following is not None:
+                    waiting = ahead.submit(decode, following)
+                yield finish(decoded, step(decoded))
+
+    def map_tasks(
+        self,
+        function: Callable[[Item, Tell], Result],
+        items: Sequence[Item],
+        on_progress: Callable[[int, float], None],
+    ) -> Iterator[Result]:
+        """See `Engine.map_tasks`; in order."""
+        for position, item in enumerate(items):
+            yield function(item, functools.partial(on_progress, position))

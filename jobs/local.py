@@ -1,0 +1,224 @@
+"""The audit on Ray: decoding on CPU tasks, one judge per actor, a bounded number of shards on the way.
+
+Ray core rather than Ray Data: a shard is the unit that is judged, written and committed, and Ray Data splits and
+bundles blocks by their size in memory, so that one shard can reach two actors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from jobs.engine import Decode, Finish, Item, Result, Step, Tell
+from jobs.machine import usable_cores
+from pipeline.errors import AuditError
+from pipeline.images import DecodedShard
+from pipeline.manifest import Shard
+
+_CORES_PER_WORKER = 4
+_DECODE_THREADS = 4
+"""What one decoding task keeps busy with large images (`pipeline.images`)."""
+_QUEUED = 2
+"""Shards handed to an actor: one being judged, one waiting for it."""
+_LOST_BEFORE_GIVING_UP = 2
+_SECONDS_BETWEEN_LOOKS = 0.5
+
+
+class LocalRay:
+    """Ray on this machine, or the cluster that RAY_ADDRESS names; started here only if none is connected."""
+
+    def __init__(self, *, workers: int | None = None, gpu: bool = False) -> None:
+        """`workers`: number of judges; None: one per GPU, or one per four cores. `gpu`: judges share the GPUs."""
+        self._asked = workers
+        self._gpu = gpu
+        self._started = False
+        self._workers, self._node_cores, self._all_cores, self._gpus = 1, 1, 1, 0
+
+    def __enter__(self) -> LocalRay:
+        """Connect, or start Ray quietly: no dashboard, no worker output on the terminal, nothing sent home.
+
+        Raises AuditError when Ray does not start, or has no GPU where one is needed.
+        """
+        if not ray.is_initialized():
+            _start()
+            self._started = True
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        self._node_cores = max(1, int(max(node.get("CPU", 0) for node in nodes)))
+        self._all_cores = max(1, int(sum(node.get("CPU", 0) for node in nodes)))
+        self._gpus = int(sum(node.get("GPU", 0) for node in nodes))
+        if self._gpu and not self._gpus:
+            raise AuditError("Ray has no GPU to give; use --device cpu, or --engine inprocess")
+        natural = self._gpus if self._gpu else self._all_cores // _CORES_PER_WORKER
+        self._workers = self._asked or max(1, natural)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Shut Ray down if it was started here."""
+        if self._started:
+            ray.shutdown()
+            self._started = False
+
+    @property
+    def threads(self) -> int:
+        """An even share of the cores."""
+        return max(1, min(self._node_cores, self._all_cores // self._workers))
+
+    def threads_for(self, tasks: int) -> int:
+        """An even share of the cores."""
+        return max(1, min(self._node_cores, self._all_cores // max(1, tasks)))
+
+    def map_shards(
+        self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
+    ) -> Iterator[Any]:
+        """See `Engine.map_shards`; as they finish. A worker that is lost is started again, twice.
+
+        Raises AuditError when it is lost once more.
+        """
+        count = min(self._workers, len(shards))
+        # Actors claim none of Ray's CPUs: decoding must never wait for them to leave.
+        worker = _Worker.options(
+            num_cpus=0,
+            num_gpus=min(1.0, self._gpus / self._workers) if self._gpu else 0,
+            max_restarts=_LOST_BEFORE_GIVING_UP,
+            max_task_retries=_LOST_BEFORE_GIVING_UP,
+        )
+        actors = [worker.remote(make_step, finish) for _ in range(count)]
+        free = deque(actor for _ in range(_QUEUED) for actor in actors)
+        most_decoded = count + max(1, self._all_cores // _DECODE_THREADS)
+        decoding = _call.options(num_cpus=1)
+        todo = deque(shards)
+        decoded: deque[Any] = deque()
+        running: dict[Any, Any] = {}
+        try:
+            while todo or decoded or running:
+                while todo and len(decoded) < most_decoded:
+                    decoded.append(decoding.remote(decode, _compact(todo.popleft())))
+                while decoded and free:
+                    actor = free.popleft()
+                    running[actor.work.remote(decoded.popleft())] = actor
+                (done, *_), _ = ray.wait(list(running), num_returns=1)
+                free.append(running.pop(done))
+                yield _result(done)
+        finally:
+            for actor in actors:
+                ray.kill(actor)
+            for waiting in decoded:
+                ray.cancel(waiting)
+
+    def map_tasks(
+        self,
+        function: Callable[[Item, Tell], Result],
+        items: Sequence[Item],
+        on_progress: Callable[[int, float], None],
+    ) -> Iterator[Result]:
+        """See `Engine.map_tasks`; as they finish, each with an even share of the cores, or a GPU."""
+        board = _Board.remote()
+        task = _call.options(num_cpus=self.threads_for(len(items)), num_gpus=1 if self._gpu else 0)
+        running = [task.remote(function, item, _TellBoard(board, position)) for position, item in enumerate(items)]
+        try:
+            while running:
+                done, running = ray.wait(running, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+                for position, share in ray.get(board.read.remote()).items():
+                    on_progress(position, share)
+                yield from map(_result, done)
+        finally:
+            for waiting in running:
+                ray.cancel(waiting, force=True)
+            ray.kill(board)
+
+
+def _start() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own notices about its future defaults
+        try:
+            if os.environ.get("RAY_ADDRESS"):
+                ray.init(**quiet)
+            else:
+                ray.init("local", num_cpus=usable_cores(), include_dashboard=False, **quiet)
+        except (RayError, RuntimeError, ConnectionError, OSError, ValueError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise AuditError(f"Ray does not start: {first}; --engine inprocess works without it") from error
+
+
+def _compact(shard: Shard) -> Shard:
+    """Copy the rows: pickling a slice of the manifest would send the whole manifest along with every shard."""
+    return Shard(shard.index, shard.rows.take(np.arange(shard.rows.num_rows)))
+
+
+@ray.remote
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+@ray.remote
+class _Worker:
+    """Builds its step once and puts shard after shard through it."""
+
+    def __init__(self, make_step: Callable[[], Step], finish: Finish) -> None:
+        self._make_step, self._finish = make_step, finish
+        self._step: Step | None = None
+
+    def work(self, shard: DecodedShard) -> Any:
+        if self._step is None:  # here and not in __init__, whose errors would reach the driver as an actor's death
+            self._step = self._make_step()
+        return self._finish(shard, self._step(shard))
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where tasks write how far they are."""
+
+    def __init__(self) -> None:
+        self._done: dict[int, float] = {}
+
+    def write(self, position: int, share: float) -> None:
+        self._done[position] = share
+
+    def read(self) -> dict[int, float]:
+        return self._done
+
+
+class _TellBoard:
+    def __init__(self, board: Any, position: int) -> None:
+        self._board, self._position = board, position
+        self._told = 0.0
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self._told >= _SECONDS_BETWEEN_LOOKS:  # a task may tell after every batch
+            self._told = now
+            self._board.write.remote(self._position, share)
+
+
+def _result(reference: Any) -> Any:
+    """Fetch a result; what the worker raised is raised as itself."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+            cause = cause.cause  # an error of decoding arrives inside that of the actor that waited for it
+        if isinstance(cause, RayTaskError):
+            raise
+        with contextlib.suppress(AttributeError):  # exceptions with slots
+            cause.add_note(str(error))  # the worker's traceback, for --debug
+        raise cause from None
+    except RayError as error:
+        first = str(error).strip().splitlines()[0]
+        raise AuditError(
+            f"Ray lost a worker {_LOST_BEFORE_GIVING_UP + 1} times ({first}), most likely for want of memory; "
+            "lower --batch-size or --workers and run again: finished shards are kept"
+        ) from error
