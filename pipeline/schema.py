@@ -90,28 +90,72 @@ EVIDENCE = _schema(
 AUDIT = _schema(
     "audit",
     _IMAGE_ID,
-    _field("status", pa.string(), "`ok`, or `error`: the image could not be audited"),
+    _field("status", pa.string(), "`ok`, or `error`: the image could not be audited; scores are null, flags false"),
     _LABEL,
     _LABEL_NAME,
-    _field("label_score", pa.float32(), "in [0, 1]: trust in the given label; low = suspicious"),
-    _field("ambiguity_score", pa.float32(), "in [0, 1]: how clearly the image shows one class; low = suspicious"),
-    _field("drift_score", pa.float32(), "in [0, 1]: how stable the prediction is under smoothing; low = suspicious"),
-    _field("is_mislabeled", pa.bool_(), "the given label looks wrong"),
-    _field("is_ambiguous", pa.bool_(), "both the given label and the prediction can be read in the image"),
-    _field("is_adversarial_drift", pa.bool_(), "an imperceptible change turns the prediction, the evidence stays"),
-    _field("suggested_label", pa.int32(), "the label the evidence speaks for, as class index"),
-    _field("suggested_name", pa.string(), "the label the evidence speaks for, in words"),
+    _field(
+        "label_score",
+        pa.float32(),
+        "in [0, 1]: trust in the given label, p(given) / (p(given) + p(most probable other class)); below 0.5 another "
+        "class is more probable; low = suspicious; null where there is no label to judge",
+    ),
+    _field(
+        "ambiguity_score",
+        pa.float32(),
+        "in [0, 1]: how clearly the image shows one class, the most probable class's lead over the second; "
+        "low = suspicious",
+    ),
+    _field(
+        "drift_score",
+        pa.float32(),
+        "in [0, 1]: how stable the prediction is under smoothing, 1 - `squeeze_shift`; low = suspicious; null where "
+        "not computed",
+    ),
+    _field("is_mislabeled", pa.bool_(), "the given label looks wrong, and the evidence does not contradict"),
+    _field(
+        "is_ambiguous",
+        pa.bool_(),
+        "both the given label and the prediction can be read in the image: two objects, or two readings of one; "
+        "never together with `is_mislabeled`",
+    ),
+    _field(
+        "is_adversarial_drift",
+        pa.bool_(),
+        "an imperceptible change turns the prediction while the evidence stays in place; where it turns back to the "
+        "given label, the label is not called wrong or ambiguous",
+    ),
+    _field(
+        "suggested_label",
+        pa.int32(),
+        "the label the evidence speaks for, as class index: the prediction, where the image is flagged as mislabeled "
+        "or ambiguous (there it is the other reading); else null",
+    ),
+    _field("suggested_name", pa.string(), "`suggested_label` in words"),
 )
 
 ISSUES_TABLE = _schema(
     "issues",
-    _field("rank", pa.int32(), "1 is the most suspicious row of the run"),
+    _field(
+        "rank",
+        pa.int32(),
+        "1 is the row to look at first: what is certain before what is likely before what is possible "
+        "(`duplicate_conflict`, `mislabeled`, `adversarial_drift`, `ambiguous`, `unreadable`), each by score",
+    ),
     _IMAGE_ID,
     _field("issue", pa.string(), "one of " + ", ".join(f"`{name}`" for name in ISSUES)),
-    _field("score", pa.float32(), "the score behind the issue, in [0, 1]; low = suspicious"),
+    _field(
+        "score",
+        pa.float32(),
+        "the score behind the issue, in [0, 1], low = suspicious: `label_score`, `ambiguity_score`, `drift_score`; for "
+        "`duplicate_conflict` the share of the copies that carry this label; null for `unreadable`",
+    ),
     _LABEL_NAME,
-    _field("suggested_name", pa.string(), "the label the evidence speaks for, in words; null where there is none"),
-    _field("reason", pa.string(), "why, in words"),
+    _field(
+        "suggested_name",
+        pa.string(),
+        "the label to consider instead, in words: as in `audit`, or the label of most copies; null where there is none",
+    ),
+    _field("reason", pa.string(), "why, in plain sentences"),
 )
 
 TABLES = {"manifest": MANIFEST, "evidence": EVIDENCE, "audit": AUDIT, "issues": ISSUES_TABLE}

@@ -1,0 +1,77 @@
+"""Taking a run folder: a new one, one whose run was stopped, or a complete one that is to be replaced."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import RunFolderError
+from pipeline.files import write_text
+from pipeline.runfolder import RunFolder
+
+
+def check_out(out: Path, dataset: Path) -> None:
+    """Raise RunFolderError, before any work, where run folders cannot be made.
+
+    They may not lie inside the dataset either: the next audit would find them there.
+    """
+    if dataset.is_dir() and out.resolve().is_relative_to(dataset.resolve()):
+        raise RunFolderError(f"{out} lies inside the dataset {dataset}; choose another folder with --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise RunFolderError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
+
+
+def refuse_complete(folder: RunFolder) -> None:
+    """Raise RunFolderError where a complete run stands."""
+    if folder.is_complete:
+        raise RunFolderError(
+            f"{folder.path} holds a complete run already: see {folder.report}, or run again with --overwrite"
+        )
+
+
+def claim_folder(folder: RunFolder, fingerprint: str, *, overwrite: bool) -> bool:
+    """Make the folder ready for the run with this fingerprint; True if a stopped run of the same can go on in it.
+
+    What a complete run (with `overwrite`) or a stopped run of other settings or data left is removed; nothing else
+    ever is.
+
+    Raises RunFolderError: a complete run without `overwrite`, a folder that holds something else, one that cannot be
+    written.
+    """
+    marker = folder.work / "fingerprint"
+    if not overwrite:
+        refuse_complete(folder)
+    try:
+        if not folder.is_complete and not marker.is_file() and _holds_something(folder):
+            raise RunFolderError(f"{folder.path} is there and is no run of fixaudit; choose another --name or --out")
+        goes_on = not folder.is_complete and marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint
+        if not goes_on:
+            _clear(folder)
+        for left in [*folder.evidence.glob(".*.partial"), *folder.work.rglob(".*.partial")]:  # of a killed process
+            left.unlink()
+        write_text(fingerprint, marker)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder.path}: {error.strerror or error}") from error
+    return goes_on
+
+
+def _holds_something(folder: RunFolder) -> bool:
+    """Whether there is more than what a run that was killed at once leaves: an empty work folder."""
+    if not folder.path.is_dir():
+        return folder.path.exists()
+    return any(path.is_file() or path != folder.work for path in folder.path.rglob("*") if path.suffix != ".partial")
+
+
+def _clear(folder: RunFolder) -> None:
+    # run.json first: from then on the folder is no complete run
+    for path in (folder.run_json, folder.report, folder.summary, folder.issues, folder.audit, folder.manifest):
+        path.unlink(missing_ok=True)
+    # the marker last: until then the folder is known as ours
+    for path in (folder.evidence, folder.work):
+        if path.is_dir():
+            shutil.rmtree(path)

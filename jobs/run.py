@@ -1,0 +1,296 @@
+"""One audit from folder to report: which steps, in which order, and what each leaves for the next.
+
+manifest -> what the judge needs (`jobs/prepare.py`) -> evidence, shard by shard -> audit -> issues -> summary ->
+report -> run.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from jobs.claim import check_out, claim_folder, refuse_complete
+from jobs.engine import Engine
+from jobs.prepare import PREVIEW, Preparation, Prepared
+from jobs.progress import Reporter
+from jobs.shards import CommitEvidence, is_committed
+from pipeline import schema
+from pipeline.audit import write_audit
+from pipeline.config import RunConfig
+from pipeline.errors import DatasetError, ModelError, RunFolderError
+from pipeline.evidence import EvidenceStep
+from pipeline.files import write_json, write_parquet
+from pipeline.folds import fold_warnings
+from pipeline.images import decode_shard
+from pipeline.issues import write_issues
+from pipeline.judge import JudgePlan
+from pipeline.manifest import Manifest, read_class_names, read_manifest
+from pipeline.models import LoadedModel, load_model, resolve_classes
+from pipeline.report import write_report
+from pipeline.runfolder import RunFolder
+from pipeline.summary import write_summary
+
+_PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run found."""
+
+    folder: RunFolder
+    counts: dict[str, int]
+    """images, ok, error, and one number per kind of flag."""
+    seconds: float
+    """From start to report, of this call alone."""
+    warnings: tuple[str, ...]
+    """What the user should know, a line each."""
+    first_issue: str | None
+    """image_id of the most suspicious image that can be drawn; None where nothing is flagged."""
+
+
+def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResult:
+    """Audit a dataset and write its run folder; `run.json` last.
+
+    A run that was stopped goes on where it stood: shards that are committed under the same settings, dataset and
+    model are not judged again.
+
+    Raises AuditError, or FixcoreError for a network that cannot be traced, for whatever the user can mend; a single
+    bad image raises nothing.
+    """
+    return _Run(config, engine, reporter).audit()
+
+
+def read_facts(folder: RunFolder) -> dict[str, Any]:
+    """Return what run.json says; RunFolderError if this is no complete run."""
+    if not folder.is_complete:
+        raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it")
+    facts: dict[str, Any] = json.loads(folder.run_json.read_text(encoding="utf-8"))
+    return facts
+
+
+@dataclass(slots=True)
+class _Run:
+    config: RunConfig
+    engine: Engine
+    reporter: Reporter
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    timings: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def audit(self) -> RunResult:
+        config = self.config
+        device = self._device()
+        check_out(Path(config.out), Path(config.dataset))
+        if config.name is not None and not config.overwrite:
+            refuse_complete(self._folder(""))
+        with self._timed("manifest"):
+            manifest = self._read_manifest(None)
+        with self._timed("model"):
+            loaded = self._load_model()
+            if config.predict == "direct" and config.classes is None:
+                assert loaded is not None
+                names = resolve_classes(loaded, manifest.class_names)
+                manifest = manifest if names == manifest.class_names else self._read_manifest(names)
+        digest = self._digest(manifest, loaded)
+        folder = self._folder(digest)
+        goes_on = claim_folder(folder, digest, overwrite=config.overwrite)
+        for line in manifest.warnings:
+            self._warn(line)
+        if goes_on:
+            self.reporter.say(f"going on with the run in {folder.path}")
+        write_parquet(manifest.table, folder.manifest, schema.MANIFEST)
+        try:
+            with self.engine:
+                prepared = self._prepare(folder, manifest, self._plan(manifest, loaded, device))
+                with self._timed("evidence"):
+                    self._collect_evidence(folder, manifest, prepared, digest)
+        except KeyboardInterrupt:
+            self.reporter.say(
+                f"stopped; what is done is kept in {folder.path}, and the same command goes on from there"
+            )
+            raise
+        with self._timed("audit"):
+            write_audit(folder, manifest.class_names)
+            write_issues(folder)
+            write_summary(folder, manifest.class_names)
+        with self._timed("report"):
+            write_report(folder)
+        counts = _counts(folder)
+        write_json(self._facts(manifest, loaded, prepared.plan, counts), folder.run_json)
+        shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
+        return RunResult(
+            folder=folder,
+            counts=counts,
+            seconds=self._seconds(),
+            warnings=tuple(self.warnings),
+            first_issue=_first_issue(folder),
+        )
+
+    def _device(self) -> str:
+        if self.config.device == "cuda" and not torch.cuda.is_available():
+            raise ModelError("device = cuda, but torch sees no GPU here; use --device cpu or auto")
+        if self.config.device == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return self.config.device
+
+    def _read_manifest(self, class_names: Sequence[str] | None) -> Manifest:
+        config = self.config
+        if class_names is None and config.classes is not None:
+            class_names = read_class_names(Path(config.classes))
+        manifest = read_manifest(Path(config.dataset), class_names=class_names, shard_size=config.shard_size)
+        labels = np.unique(manifest.table["label"].to_numpy())
+        if config.predict in ("probe", "train") and np.count_nonzero(labels >= 0) < 2:
+            (label,) = labels[labels >= 0]
+            raise DatasetError(
+                f"{config.dataset} holds images of one class only ({manifest.class_names[label]}); {config.predict} "
+                "learns to tell classes apart: add another class, or use --predict direct with a model that knows more"
+            )
+        return manifest
+
+    def _load_model(self) -> LoadedModel | None:
+        """Load the model here once, so that a wrong name or file is told before any work; workers load their own."""
+        if self.config.model is None:
+            return None
+        return load_model(self.config.model, weights=_path(self.config.weights))
+
+    def _digest(self, manifest: Manifest, loaded: LoadedModel | None) -> str:
+        """Fingerprint of all that decides the evidence: settings, dataset, model, probabilities brought."""
+        parts = [
+            self.config.fingerprint(),
+            str(Path(self.config.dataset).resolve()),
+            manifest.fingerprint,
+            loaded.digest if loaded else "",
+        ]
+        if self.config.probs is not None and Path(self.config.probs).is_file():
+            with Path(self.config.probs).open("rb") as file:
+                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _folder(self, digest: str) -> RunFolder:
+        dataset = Path(self.config.dataset).resolve()
+        own = (dataset.name if dataset.is_dir() else dataset.stem) or "dataset"
+        return RunFolder(Path(self.config.out) / (self.config.name or f"{own}-{digest[:8]}"))
+
+    def _plan(self, manifest: Manifest, loaded: LoadedModel | None, device: str) -> JudgePlan:
+        config = self.config
+        model = config.model
+        if model is not None and model.endswith(".pt2"):
+            model = str(Path(model).resolve())  # a worker may stand elsewhere
+        return JudgePlan(
+            predict=config.predict,
+            class_names=manifest.class_names,
+            input=config.input_for(loaded.input if loaded else PREVIEW),
+            model=model,
+            weights=None if config.weights is None else str(Path(config.weights).resolve()),
+            device=device,
+            batch_size=config.batch_size,
+            drift=config.drift,
+        )
+
+    def _prepare(self, folder: RunFolder, manifest: Manifest, plan: JudgePlan) -> Prepared:
+        """Do what must be done before the first image can be judged out of sample."""
+        plan = dataclasses.replace(plan, threads=self.engine.threads)
+        steps = Preparation(self.config, self.engine, self.reporter, manifest, folder.work.resolve())
+        with self._timed("prepare"):
+            prepared = {"direct": steps.direct, "probe": steps.probe, "train": steps.train, "probs": steps.probs}[
+                self.config.predict
+            ](plan)
+        if self.config.predict in ("probe", "train"):
+            labels = manifest.table["label"].to_numpy()
+            for line in fold_warnings(labels, prepared.folds, manifest.class_names):
+                self._warn(line)
+        return prepared
+
+    def _collect_evidence(self, folder: RunFolder, manifest: Manifest, prepared: Prepared, digest: str) -> None:
+        shards = manifest.shards(prepared.folds)
+        todo = [shard for shard in shards if not is_committed(folder, shard, digest)]
+        before = len(manifest) - sum(len(shard.rows) for shard in todo)
+        decode = functools.partial(decode_shard, spec=prepared.plan.input)
+        make_step = functools.partial(EvidenceStep, prepared.plan)
+        commit = CommitEvidence(RunFolder(folder.path.resolve()), digest)
+        with (
+            self.reporter.step("judging and tracing", len(manifest), done=before) as advance,
+            closing(self.engine.map_shards(todo, decode, make_step, commit)) as results,
+        ):
+            for images in results:
+                advance(images)
+
+    def _facts(
+        self, manifest: Manifest, loaded: LoadedModel | None, plan: JudgePlan, counts: dict[str, int]
+    ) -> dict[str, Any]:
+        own = version("fixaudit")
+        timings = {**self.timings, "total": self._seconds()}
+        return {
+            "fixaudit": own,
+            "schema": schema.VERSION,
+            "config": dataclasses.asdict(self.config),
+            "dataset": {
+                "path": str(Path(self.config.dataset).resolve()),
+                "fingerprint": manifest.fingerprint,
+                "images": len(manifest),
+                "classes": list(manifest.class_names),
+            },
+            "model": {
+                "spec": loaded.spec if loaded else None,
+                "digest": loaded.digest if loaded else None,
+                "input": dataclasses.asdict(plan.input),
+            },
+            "counts": counts,
+            "warnings": self.warnings,
+            "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
+            "device": torch.cuda.get_device_name() if plan.device == "cuda" else platform.processor() or "cpu",
+            "versions": {
+                "fixaudit": own,
+                "python": platform.python_version(),
+                **{name: version(name) for name in _PACKAGES},
+            },
+            "started": self.started.isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+
+    def _warn(self, line: str) -> None:
+        self.warnings.append(line)
+        self.reporter.say(f"note: {line}")
+
+    def _seconds(self) -> float:
+        return (datetime.now(UTC) - self.started).total_seconds()
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.timings[name] = time.perf_counter() - began
+
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
+
+
+def _counts(folder: RunFolder) -> dict[str, int]:
+    table = pq.read_table(folder.audit, columns=["status", "is_mislabeled", "is_ambiguous", "is_adversarial_drift"])
+    status = {name: int(pc.sum(pc.equal(table["status"], name)).as_py() or 0) for name in schema.STATUSES}
+    flags = {name: int(pc.sum(table[f"is_{name}"]).as_py() or 0) for name in schema.ISSUES[:3]}
+    return {"images": len(table), **status, **flags}
+
+
+def _first_issue(folder: RunFolder) -> str | None:
+    issues = pq.read_table(folder.issues, columns=["image_id", "issue"])
+    drawn = issues.filter(pc.not_equal(issues["issue"], "unreadable"))
+    return str(drawn["image_id"][0]) if len(drawn) else None

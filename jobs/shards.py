@@ -1,0 +1,128 @@
+"""What is left on disk for each shard, and what counts as done. These run on the workers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.files import replacing, write_json, write_parquet
+from pipeline.images import DecodedShard
+from pipeline.manifest import Shard
+from pipeline.runfolder import RunFolder
+
+
+@dataclass(frozen=True, slots=True)
+class CommitEvidence:
+    """Writes a shard's evidence, then its commit: row count and digest under the run's fingerprint."""
+
+    folder: RunFolder
+    fingerprint: str
+
+    def __call__(self, shard: DecodedShard, evidence: pa.Table) -> int:
+        """Return the number of rows written."""
+        assert evidence["image_id"].equals(shard.rows["image_id"]), "one row per image, in the shard's order"
+        path = self.folder.evidence_part(shard.index)
+        write_parquet(evidence, path, schema.EVIDENCE)
+        commit = {"fingerprint": self.fingerprint, "rows": len(evidence), "sha256": _digest(path)}
+        write_json(commit, _commit_file(self.folder, shard.index))
+        return len(evidence)
+
+
+def is_committed(folder: RunFolder, shard: Shard, fingerprint: str) -> bool:
+    """Whether a shard's evidence is there whole, written under the same fingerprint."""
+    part = folder.evidence_part(shard.index)
+    try:
+        commit = json.loads(_commit_file(folder, shard.index).read_text(encoding="utf-8"))
+        return bool(commit == {"fingerprint": fingerprint, "rows": len(shard.rows), "sha256": _digest(part)})
+    except (OSError, ValueError):
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class SaveFeatures:
+    """Keeps a shard's features, for the heads that will be fitted to them."""
+
+    work: Path
+
+    def path(self, index: int) -> Path:
+        """Return the file of one shard."""
+        return self.work / "features" / f"part-{index:05d}.npz"
+
+    def __call__(self, shard: DecodedShard, features: NDArray[np.float32]) -> int:
+        """Return the number of images."""
+        with replacing(self.path(shard.index)) as partial, partial.open("wb") as file:
+            np.savez(file, features=features, groups=np.array(groups_of(shard)))
+        return len(shard.pixels)
+
+    def groups(self, index: int) -> list[str]:
+        """Return the groups of one shard's images."""
+        with np.load(self.path(index)) as part:
+            names: list[str] = part["groups"].tolist()
+        return names
+
+    def features(self, index: int) -> NDArray[np.float32]:
+        """Return the features of one shard's images."""
+        with np.load(self.path(index)) as part:
+            values: NDArray[np.float32] = part["features"]
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class SavePixels:
+    """Puts a shard's pixels into the training set's memory map, then says so beside it."""
+
+    work: Path
+    first: dict[int, int]
+    """Row at which each shard begins."""
+
+    @property
+    def pixels(self) -> Path:
+        """The memory map, uint8 (N, S, S, 3)."""
+        return self.work / "pixels.npy"
+
+    def path(self, index: int) -> Path:
+        """Return the file that says that a shard's pixels are there."""
+        return self.work / "pixels" / f"part-{index:05d}.json"
+
+    def __call__(self, shard: DecodedShard, nothing: None) -> int:
+        """Return the number of images."""
+        pixels = np.load(self.pixels, mmap_mode="r+")
+        start = self.first[shard.index]
+        pixels[start : start + len(shard.pixels)] = shard.pixels
+        pixels.flush()
+        write_json(groups_of(shard), self.path(shard.index))
+        return len(shard.pixels)
+
+    def groups(self, index: int) -> list[str]:
+        """Return the groups of one shard's images."""
+        names: list[str] = json.loads(self.path(index).read_text(encoding="utf-8"))
+        return names
+
+
+UNREADABLE = "unreadable:"
+"""How the group of an image that cannot be read begins; no digest does."""
+
+
+def groups_of(shard: DecodedShard) -> list[str]:
+    """Return the digest of each image's bytes: copies share it. An image that cannot be read is a group of its own."""
+    status, digest, ids = (shard.rows[name].to_pylist() for name in ("status", "sha256", "image_id"))
+    return [
+        sha if state == "ok" else f"{UNREADABLE}{image_id}"
+        for state, sha, image_id in zip(status, digest, ids, strict=True)
+    ]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _commit_file(folder: RunFolder, index: int) -> Path:
+    return folder.work / "commits" / f"part-{index:05d}.json"

@@ -1,0 +1,253 @@
+"""The verdict on each image: scores and flags from its probabilities and its evidence.
+
+N images, K classes. The evidence parts are read in batches: twice for the probabilities (`labels`), once more for the
+narrow columns while the rows are written. What is held of all images is 18 bytes for each.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.errors import ProbabilitiesError, RunFolderError
+from pipeline.files import replacing
+from pipeline.labels import LabelCut, SelfConfidence, check_probabilities, choose_cut, judge_labels
+from pipeline.runfolder import RunFolder
+
+SAME_PLACE = 0.5
+"""Overlap from which two pieces of evidence lie in the same place: the larger half of each coincides with the other."""
+
+SHIFT_FLOOR = 0.5
+"""Share of the probability that smoothing must move, at least, for drift: more of it moves than stays."""
+
+CALM_SHARE = 0.99
+"""Share of the undisturbed images (prediction = given label) whose shift must lie below the limit for drift: smoothing
+small or sharp images moves much by itself, and a drifted image is to stand out from that."""
+
+_LABELS_KEY, _CLASSES_KEY = b"fixaudit.labels", b"fixaudit.classes"
+_BATCH_VALUES = 1 << 22
+_BATCH_ROWS = 8192
+
+
+def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
+    """Write audit.parquet: one row per row of the evidence, in its order, under `schema.AUDIT`.
+
+    The file's metadata holds the cut between right and wrong labels (`read_label_cut`) and the names of the classes
+    (`read_audited_classes`). An image that could not be
+    read has null scores and no flag. With one class there is nothing to compare: all scores but drift's are null.
+
+    Source of the rules: CNN Fixations, IV-F and Fig. 8; Xu, Evans, Qi, "Feature Squeezing", NDSS 2018.
+
+    Raises:
+        ProbabilitiesError: probabilities in the evidence that are none, or of another width than `class_names`.
+        RunFolderError: the evidence cannot be read, or audit.parquet cannot be written.
+
+    """
+    judged = _judge(run.evidence_parts(), len(class_names))
+    cut = choose_cut(judged.images["label_score"], judged.images["is_doubted"])
+    limit = _shift_limit(judged.calm_shifts)
+    kept = json.dumps(
+        {
+            "limit": cut.limit,
+            "estimated_errors": cut.estimated_errors,
+            "estimated_precision": None if math.isnan(cut.estimated_precision) else cut.estimated_precision,
+        }
+    )
+    told = {_LABELS_KEY: kept.encode(), _CLASSES_KEY: json.dumps(list(class_names)).encode()}
+    declared = schema.AUDIT.with_metadata({**(schema.AUDIT.metadata or {}), **told})
+    names = pa.array(class_names, pa.string())
+    start = 0
+    with replacing(run.audit) as partial, pq.ParquetWriter(partial, declared, compression="zstd") as writer:
+        for batch in scan(run.evidence_parts(), _WRITTEN_FROM):
+            stop = start + len(batch)
+            table = _rows(batch, judged.images[start:stop], _Limits(cut.limit, limit), names)
+            writer.write_table(table.cast(declared))
+            start = stop
+
+
+def read_label_cut(run: RunFolder) -> LabelCut:
+    """Return the cut that `write_audit` chose: a label is called wrong by its probabilities up to `limit`."""
+    kept = _told(run, _LABELS_KEY)
+    precision = kept["estimated_precision"]
+    return LabelCut(kept["limit"], kept["estimated_errors"], math.nan if precision is None else precision)
+
+
+def read_audited_classes(run: RunFolder) -> tuple[str, ...]:
+    """Return the names of the classes that `write_audit` was given, by class index."""
+    return tuple(_told(run, _CLASSES_KEY))
+
+
+def _told(run: RunFolder, key: bytes) -> Any:
+    try:
+        return json.loads((pq.read_schema(run.audit).metadata or {})[key])
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise RunFolderError(f"cannot read {run.audit}: {error}; run the audit again") from error
+
+
+def scan(parts: Sequence[Path], columns: Sequence[str], batch_rows: int = _BATCH_ROWS) -> Iterator[Any]:
+    """Yield record batches of some evidence columns, part by part, in order; RunFolderError where one is unreadable."""
+    for part in parts:
+        try:
+            with pq.ParquetFile(part) as file:
+                yield from file.iter_batches(batch_rows, columns=list(columns))
+        except (OSError, pa.ArrowException) as error:
+            raise RunFolderError(f"cannot read {part}: {str(error).splitlines()[0]}; run the audit again") from error
+
+
+_JUDGED = np.dtype(
+    [
+        ("label_score", np.float32),  # NaN where there is nothing to judge
+        ("is_doubted", np.bool_),
+        ("is_candidate", np.bool_),
+        ("confidence", np.float32),
+        ("clarity", np.float32),
+    ]
+)
+"""What the probabilities say of an image, as in `labels.Judgements`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Judged:
+    images: NDArray[np.void]
+    """`_JUDGED` (N,)."""
+    calm_shifts: NDArray[np.float32]
+    """Shifts of the images whose prediction is the given label."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    label_score: float
+    shift: float
+
+
+def _judge(parts: Sequence[Path], classes: int) -> _Judged:
+    """Read the probabilities twice: for the thresholds, and to compare each row with them."""
+    batch_rows = max(1, min(_BATCH_ROWS, _BATCH_VALUES // max(classes, 1)))
+    confidence = SelfConfidence(classes)
+    shifts = [np.zeros(0, np.float32)]
+    for batch in scan(parts, ["image_id", "status", "label", "pred", "probs", "squeeze_shift"], batch_rows):
+        rows, probs = _probabilities(batch, classes)
+        labels = _whole(batch, "label")
+        if len(rows):
+            check_probabilities(probs, labels[rows], names=batch.column("image_id").take(rows).to_pylist())
+            confidence.add(probs, labels[rows])
+        shift = _floats(batch, "squeeze_shift")
+        shifts.append(shift[(labels >= 0) & (labels == _whole(batch, "pred")) & ~np.isnan(shift)])
+    thresholds = confidence.thresholds(fill_absent=True)
+
+    judged = [np.zeros(0, _JUDGED)]
+    for batch in scan(parts, ["image_id", "status", "label", "probs"], batch_rows):
+        into = np.zeros(len(batch), _JUDGED)
+        into["label_score"] = into["confidence"] = into["clarity"] = np.nan
+        rows, probs = _probabilities(batch, classes)
+        if len(rows):
+            found = judge_labels(probs, _whole(batch, "label")[rows], thresholds)
+            for name in _JUDGED.names or ():
+                into[name][rows] = getattr(found, name)
+        judged.append(into)
+    return _Judged(np.concatenate(judged), np.concatenate(shifts))
+
+
+_WRITTEN_FROM = (
+    *("image_id", "status", "label", "label_name", "pred", "pred_box", "evidence_overlap"),
+    *("squeeze_shift", "squeeze_pred", "squeeze_overlap"),
+)
+
+
+def _rows(batch: Any, judged: NDArray[np.void], limits: _Limits, names: pa.Array) -> pa.Table:
+    """Apply the rules to one batch."""
+    ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
+    label, pred = _whole(batch, "label"), _whole(batch, "pred")
+    disagrees = judged["label_score"] < 0.5
+    is_error = judged["label_score"] <= limits.label_score
+
+    overlap = _floats(batch, "evidence_overlap")
+    traced = batch.column("pred_box").is_valid().to_numpy(zero_copy_only=False)
+    # Evidence can only contradict where there is some: without a model the probabilities speak alone.
+    nothing_for_label = traced & np.isnan(overlap)
+    apart = overlap < SAME_PLACE
+    # Softmax lets one object push another out of the probabilities, so a label that is in play and has a place of its
+    # own is a second object even where its probability is low enough for an error. In the same place there is one
+    # object, and the probabilities decide between its readings.
+    can_be_read = disagrees & judged["is_candidate"] & ~nothing_for_label
+    is_ambiguous = can_be_read & (~is_error | apart)
+    is_mislabeled = is_error & ~is_ambiguous
+
+    shift, smoothed = _floats(batch, "squeeze_shift"), _whole(batch, "squeeze_pred")
+    turned = (label >= 0) & (pred != label) & (smoothed >= 0) & (smoothed != pred)
+    stays = _floats(batch, "squeeze_overlap") >= SAME_PLACE
+    back = smoothed == label
+    # Turning back to the given label is a coincidence that noise seldom makes; turning to any third class is what
+    # undecided images do, so there the prediction must have held the majority.
+    is_drift = turned & stays & (shift >= limits.shift) & (back | (judged["confidence"] > 0.5))
+    # The prediction is what speaks against the label; where smoothing takes it back, nothing does.
+    is_mislabeled &= ~(is_drift & back)
+    is_ambiguous &= ~(is_drift & back)
+
+    suggested = pa.array(pred, pa.int32(), mask=~((is_mislabeled | is_ambiguous) & ok))
+    columns = {
+        "image_id": batch.column("image_id"),
+        "status": batch.column("status"),
+        "label": batch.column("label"),
+        "label_name": batch.column("label_name"),
+        "label_score": _nullable(judged["label_score"]),
+        "ambiguity_score": _nullable(judged["clarity"]),
+        "drift_score": _nullable(1 - shift),
+        "is_mislabeled": is_mislabeled & ok,
+        "is_ambiguous": is_ambiguous & ok,
+        "is_adversarial_drift": is_drift & ok,
+        "suggested_label": suggested,
+        "suggested_name": names.take(suggested),
+    }
+    return pa.table(columns)
+
+
+def _shift_limit(calm_shifts: NDArray[np.float32]) -> float:
+    """Return the shift from which an image is out of line; above 1, nothing is, where no image is calm."""
+    if not len(calm_shifts):
+        return math.inf
+    return max(SHIFT_FLOOR, float(np.quantile(calm_shifts, CALM_SHARE, method="higher")))
+
+
+def _probabilities(batch: Any, classes: int) -> tuple[NDArray[np.int64], NDArray[np.float16]]:
+    """Return the rows that can be judged by probabilities, and these, (n, K); none where there is one class only."""
+    column = batch.column("probs")
+    usable = pc.and_(pc.equal(batch.column("status"), "ok"), column.is_valid())
+    if classes < 2:
+        usable = pc.and_(usable, False)
+    rows = np.flatnonzero(usable.to_numpy(zero_copy_only=False))
+    column = column.filter(usable)
+    width = pc.list_value_length(column).to_numpy(zero_copy_only=False)
+    if (width != classes).any():
+        at = int((width != classes).argmax())
+        raise ProbabilitiesError(
+            f"{batch.column('image_id')[rows[at]]} has {width[at]} probabilities, the dataset has {classes} classes"
+        )
+    return rows, column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), classes)
+
+
+def _whole(batch: Any, name: str) -> NDArray[np.int64]:
+    """Return an integer column, -1 where null."""
+    values: NDArray[np.int64] = batch.column(name).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return values
+
+
+def _floats(batch: Any, name: str) -> NDArray[np.float32]:
+    """Return a float column, NaN where null."""
+    values: NDArray[np.float32] = batch.column(name).to_numpy(zero_copy_only=False).astype(np.float32)
+    return values
+
+
+def _nullable(values: NDArray[np.float32]) -> pa.Array:
+    return pa.array(values, pa.float32(), mask=np.isnan(values))

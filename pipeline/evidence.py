@@ -1,0 +1,234 @@
+"""One shard's evidence: what each image is taken for, out of sample, and the pixels that say so.
+
+n images of a shard, K classes, T traced (image, class) pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import fixcore
+from pipeline import rle, schema
+from pipeline.errors import ProbabilitiesError
+from pipeline.geometry import Region, original_box, original_mask, original_points, seen_region
+from pipeline.images import DecodedShard
+from pipeline.judge import Judge, JudgePlan, Verdict
+from pipeline.squeeze import median_smoothed
+
+_NOTHING: Mapping[str, Any] = {
+    **{name: None for name in ("pred", "pred_name", "probs", "evidence_overlap")},
+    **{f"{who}_{what}": None for who in ("pred", "label") for what in ("fix_x", "fix_y", "fix_mass", "box", "mask")},
+    **{name: None for name in ("squeeze_shift", "squeeze_pred", "squeeze_overlap")},
+}
+
+
+class FeatureStep:
+    """Decoded shard -> what a linear probe reads of each image; the model is loaded once, here."""
+
+    def __init__(self, plan: JudgePlan) -> None:
+        self._judge = Judge(plan)
+
+    def __call__(self, shard: DecodedShard) -> NDArray[np.float32]:
+        """Return the features, float32 (n, D); a row of NaN for an image that could not be read."""
+        readable = _readable(shard)
+        parts = [
+            self._judge.features(self._judge.images(shard.pixels[rows])).cpu()
+            for rows in _batches(readable, self._judge.plan.batch_size)
+        ]
+        head = self._judge.graphs[0].head
+        assert head is not None
+        features = np.full((len(shard.rows), head.weight.shape[1]), np.nan, dtype=np.float32)
+        if parts:
+            features[readable] = torch.cat(parts).numpy()
+        return features
+
+
+class EvidenceStep:
+    """Decoded shard -> evidence rows; models are loaded once, here."""
+
+    def __init__(self, plan: JudgePlan) -> None:
+        self._plan = plan
+        self._judge = Judge(plan)
+
+    def __call__(self, shard: DecodedShard) -> pa.Table:
+        """Return the shard's rows under `schema.EVIDENCE`, in the shard's order; no image is left out."""
+        rows = [{**row, **_NOTHING} for row in _given(shard)]
+        brought = self._brought(shard)
+        readable = _readable(shard)
+        if brought is not None and not self._judge.graphs:
+            for at in range(len(rows)):  # a picture that cannot be opened has probabilities all the same
+                if not np.isnan(brought[at]).any() and rows[at]["status"] == "ok":
+                    self._say(rows[at], brought[at])
+        else:
+            for batch in _batches(readable, self._plan.batch_size):
+                self._audit_batch(shard, batch, rows, brought)
+        for row in rows:
+            if row["status"] == "error":
+                row.update(_NOTHING)
+        return pa.Table.from_pylist(rows, schema=schema.EVIDENCE)
+
+    def _audit_batch(
+        self, shard: DecodedShard, batch: NDArray[np.int64], rows: list[dict[str, Any]], brought: Any
+    ) -> None:
+        judge = self._judge
+        images = judge.images(shard.pixels[batch])
+        folds = np.array([rows[at]["fold"] for at in batch], dtype=np.int16)
+        squeeze = self._plan.drift and brought is None
+        smoothed = judge.probabilities(median_smoothed(images), folds) if squeeze else None
+        for verdict in judge.judge(images, folds):
+            places = batch[verdict.image]
+            probs = verdict.probs.numpy() if brought is None else brought[places]
+            for row, at in enumerate(places):
+                self._say(rows[at], probs[row])
+            own = [rows[at] for at in places]
+            regions = [seen_region(row["width"], row["height"], self._plan.input) for row in own]
+            traced = _trace(verdict, own)
+            for at, fixations in ((0, traced.pred), (1, traced.label)):
+                _write_evidence(own, regions, ("pred", "label")[at], fixations)
+            for row, overlap in zip(own, traced.overlap, strict=True):
+                row["evidence_overlap"] = overlap
+            if smoothed is not None:
+                copies = smoothed[torch.from_numpy(verdict.image)].numpy()
+                self._compare_smoothed(images, folds, verdict, copies, own, traced.pred)
+
+    def _say(self, row: dict[str, Any], probs: NDArray[np.float32]) -> None:
+        pred = int(probs.argmax())
+        row.update(pred=pred, pred_name=self._plan.class_names[pred], probs=probs.astype(np.float16))
+
+    def _compare_smoothed(
+        self,
+        images: Tensor,
+        folds: NDArray[np.int16],
+        verdict: Verdict,
+        copies: NDArray[np.float32],
+        rows: list[dict[str, Any]],
+        before: fixcore.Fixations,
+    ) -> None:
+        """Write how far smoothing moves each prediction and, where it changes, its evidence."""
+        shift = np.abs(copies - verdict.probs.numpy()).sum(1) / 2
+        preds = copies.argmax(1)
+        for row, moved, pred in zip(rows, shift, preds, strict=True):
+            row.update(squeeze_shift=float(min(moved, 1.0)), squeeze_pred=int(pred))
+        changed = np.flatnonzero([row["pred"] != pred for row, pred in zip(rows, preds, strict=True)])
+        if not len(changed):
+            return
+        at = torch.from_numpy(verdict.image[changed])
+        again = list(self._judge.judge(median_smoothed(images[at.to(images.device)]), folds[verdict.image[changed]]))
+        (second,) = again  # one fold, one network: these rows were judged together before
+        after = fixcore.backtrack(
+            _recording(second), second.start(torch.arange(len(changed)), torch.from_numpy(preds[changed]))
+        )
+        chosen = _select(before, torch.from_numpy(changed))
+        for number, overlap in zip(changed, fixcore.evidence_overlap(chosen, after).tolist(), strict=True):
+            rows[number]["squeeze_overlap"] = overlap
+
+    def _brought(self, shard: DecodedShard) -> NDArray[np.float32] | None:
+        """Probabilities that the user brought for this shard, (n, K) in its order; None in the other modes."""
+        if self._plan.probabilities is None:
+            return None
+        ids = shard.rows["image_id"]
+        low, high = pc.min_max(ids).values()
+        table = pq.read_table(
+            Path(self._plan.probabilities),
+            columns=["image_id", "probs"],
+            filters=(pc.field("image_id") >= low) & (pc.field("image_id") <= high),
+        )
+        place = pc.index_in(ids, value_set=table["image_id"])
+        if place.null_count:
+            raise ProbabilitiesError(f"there are no probabilities for {pc.filter(ids, pc.is_null(place))[0]}")
+        probs = table["probs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        result: NDArray[np.float32] = probs.reshape(len(table), -1)[place.to_numpy()].astype(np.float32)
+        return result
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Traced:
+    pred: fixcore.Fixations
+    label: fixcore.Fixations
+    overlap: list[float | None]
+
+
+def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
+    """Trace every image's prediction and, where it differs, its given label, in one walk."""
+    count = len(rows)
+    pred = torch.tensor([row["pred"] for row in rows])
+    given = torch.tensor([-1 if row["label"] is None else row["label"] for row in rows])
+    given = torch.where(given == pred, -1, given)
+    row = torch.arange(count)
+    both = fixcore.backtrack(_recording(verdict), verdict.start(row.repeat(2), torch.cat([pred, given])))
+    first, second = _select(both, row), _select(both, row + count)
+    overlap = fixcore.evidence_overlap(first, second).tolist()
+    return _Traced(first, second, [None if value != value else value for value in overlap])
+
+
+def _recording(verdict: Verdict) -> fixcore.Recording:
+    assert verdict.recording is not None
+    return verdict.recording
+
+
+def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:
+    """Return the fixations of some targets, given ascending, renumbered from 0."""
+    number = torch.full((len(fixations),), -1)
+    number[targets] = torch.arange(targets.numel())
+    number = number.to(fixations.image.device)
+    new = number[fixations.image]
+    kept = new >= 0
+    return fixcore.Fixations(
+        image=new[kept],
+        row=fixations.row[kept],
+        col=fixations.col[kept],
+        mass=fixations.mass[kept],
+        height=fixations.height,
+        width=fixations.width,
+        target=fixations.target[targets.to(fixations.target.device)],
+        margin=fixations.margin,
+    )
+
+
+def _write_evidence(rows: list[dict[str, Any]], regions: list[Region], who: str, fixations: fixcore.Fixations) -> None:
+    """Write each target's points, box and mask, in original pixels, into its row."""
+    boxes = fixcore.evidence_boxes(fixations).cpu().numpy()
+    masks = fixcore.saliency_masks(fixations).cpu().numpy()
+    image, row, col = (values.cpu().numpy() for values in (fixations.image, fixations.row, fixations.col))
+    mass = fixations.mass.cpu().numpy()
+    first = np.searchsorted(image, np.arange(len(rows) + 1))
+    for number, (into, region) in enumerate(zip(rows, regions, strict=True)):
+        own = slice(first[number], first[number + 1])
+        if own.start == own.stop:
+            continue
+        points = original_points(region, row[own], col[own], mass[own])
+        into.update(
+            {
+                f"{who}_fix_x": points.x,
+                f"{who}_fix_y": points.y,
+                f"{who}_fix_mass": points.mass,
+                f"{who}_box": original_box(region, boxes[number]),
+                f"{who}_mask": rle.encode(original_mask(region, masks[number])),
+            }
+        )
+
+
+def _given(shard: DecodedShard) -> list[dict[str, Any]]:
+    """Rows as they came: what is known of each image before it is judged."""
+    names = [name for name in schema.EVIDENCE.names if name in shard.rows.schema.names]
+    rows: list[dict[str, Any]] = shard.rows.select(names).to_pylist()
+    return [{"fold": -1, **row} for row in rows]
+
+
+def _readable(shard: DecodedShard) -> NDArray[np.int64]:
+    return np.flatnonzero(np.array(shard.rows["status"].to_pylist()) == "ok")
+
+
+def _batches(rows: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

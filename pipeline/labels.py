@@ -1,0 +1,246 @@
+"""Which given labels the probabilities contradict: confident learning, and a cut that sets itself.
+
+N images, K classes. Probabilities are out of sample, float16, float32 or float64 (N, K), and are read in chunks of
+rows, twice: `SelfConfidence` gathers the classes' thresholds, `judge_labels` compares each row with them, and
+`choose_cut` needs only what is left of each row. `find_label_errors` is the three in one for an array in memory.
+
+Source of the thresholds and of what "confident" means: Northcutt, Jiang, Chuang, "Confident Learning", JAIR 2021, 3.1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import ProbabilitiesError
+from pipeline.probs import SUM_TOLERANCE
+
+Labels = NDArray[np.integer]
+Probabilities = NDArray[np.floating]
+
+_ROUNDING = SUM_TOLERANCE + 2**-11
+"""How far a row's sum may lie from 1: what is let in from a file, and the rounding of each value to float16 after."""
+
+_SLACK = 1e-6
+"""Closer than this, two probabilities count as equal; cleanlab's value, so that the flags agree to the last."""
+
+_CHUNK_VALUES = 1 << 22
+"""Probabilities judged at once: 16 MB in float32."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)  # arrays have no single ==
+class LabelAudit:
+    """What out-of-sample probabilities say of N given labels."""
+
+    label_score: NDArray[np.float32]
+    """(N,) in [0, 1]: p(given) / (p(given) + p(most probable other class)); below 0.5 another class is more probable;
+    low = suspicious; NaN where no label is given."""
+    is_error: NDArray[np.bool_]
+    """(N,): the label is called wrong."""
+    suggested_label: NDArray[np.int32]
+    """(N,): the most probable class; ties go to the given label, then to the lowest index."""
+    estimated_errors: float
+    """How many of the labels are wrong, in [0, N]."""
+    estimated_precision: float
+    """Cautious share of the flags that are right, in [0, 1]: as if only confident doubts were; NaN without flags."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judgements:
+    """What the probabilities of n rows say of each row's label; see `judge_labels`."""
+
+    label_score: NDArray[np.float32]
+    """(n,), as in `LabelAudit`."""
+    likely: NDArray[np.int32]
+    """(n,): the most probable class; ties go to the given label, then to the lowest index."""
+    confident_class: NDArray[np.int32]
+    """(n,): the class that the row confidently shows in the sense of confident learning; -1: none."""
+    is_doubted: NDArray[np.bool_]
+    """(n,): the row confidently shows a class other than the given one, which is also more probable than it."""
+    is_candidate: NDArray[np.bool_]
+    """(n,): another class is more probable, but the given one is still among those in play (see `judge_labels`)."""
+    confidence: NDArray[np.float32]
+    """(n,) in [0, 1]: probability of the most probable class."""
+    clarity: NDArray[np.float32]
+    """(n,) in [0, 1]: how far the most probable class is ahead of the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCut:
+    """Where the ranking by `label_score` is cut: a row is called an error where its score is at most `limit`."""
+
+    limit: float
+    """In [0, 0.5), or -1: no row is called an error."""
+    estimated_errors: float
+    estimated_precision: float
+    """As in `LabelAudit`."""
+
+
+class SelfConfidence:
+    """First pass: the mean probability of each class on the images labelled so, gathered chunk by chunk."""
+
+    def __init__(self, class_count: int) -> None:
+        self._total = np.zeros(class_count)
+        self._images = np.zeros(class_count, dtype=np.int64)
+
+    def add(self, probs: Probabilities, labels: Labels) -> None:
+        """Take in rows (n, K) with labels (n,); label -1 is left out. The order of rows and chunks does not matter."""
+        rows = np.flatnonzero(labels >= 0)
+        given = labels[rows]
+        own = probs[rows, given].astype(np.float64)
+        self._total += np.bincount(given, weights=own, minlength=len(self._total))
+        self._images += np.bincount(given, minlength=len(self._images))
+
+    def thresholds(self, *, fill_absent: bool = False) -> NDArray[np.float64]:
+        """Return, float64 (K,), how probable a class must be for a row to show it confidently.
+
+        A class without images has no mean of its own: it is infinity, so that nothing counts into it (the paper, and
+        cleanlab), or with `fill_absent` the mean over all labelled images, so that an image of an absent class can be
+        told from what it is labelled.
+        """
+        absent = self._total.sum() / self._images.sum() if fill_absent and self._images.any() else np.inf
+        mean = np.full(len(self._total), absent)
+        np.divide(self._total, self._images, out=mean, where=self._images > 0)
+        mean[mean < 2 * _SLACK] = 2 * _SLACK  # a class that is never probable must not be reached by a probability of 0
+        return mean
+
+
+def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.float64]) -> Judgements:
+    """Second pass: compare rows (n, K) with the thresholds; each row is judged for itself.
+
+    A row confidently shows the class whose probability reaches its threshold; of several, the most probable class.
+
+    The given label is a *candidate* where its rank among the classes is at most the number of classes that are in play,
+    the exponential of the row's entropy rounded to a whole number: (0.8, 0.2) has two classes in play, (0.95, 0.05)
+    one. This asks whether the given label can be read in the image at all, whatever K is.
+
+    Rows with label -1 have score NaN and are neither doubted nor candidates.
+    """
+    values = probs.astype(np.float32) if probs.dtype == np.float16 else probs
+    row = np.arange(len(values))
+    known = labels >= 0
+    given = np.where(known, labels, 0)
+    own = np.where(known, values[row, given], -1.0)
+    two = np.partition(values, values.shape[1] - 2, axis=1)[:, -2:]
+    first, second = two[:, 1].astype(np.float64), two[:, 0].astype(np.float64)
+    top = values.argmax(axis=1)
+    rival = np.where(top == given, second, first)  # where `given` ties with `top`, both are `first`
+    score = np.where(known, own / (own + np.where(known, rival, 2.0)), np.nan).astype(np.float32)
+    likely = np.where(known & (own >= first), given, top)
+
+    reached = values >= thresholds - _SLACK
+    count = reached.sum(axis=1)
+    confident = np.where(count > 1, top, np.where(count == 1, reached.argmax(axis=1), -1))
+    doubted = known & (confident >= 0) & (confident != given) & (first > own + _SLACK)
+
+    candidate = np.zeros(len(values), dtype=bool)
+    disagree = np.flatnonzero(score < 0.5)
+    rows = values[disagree].astype(np.float64)
+    entropy = -np.sum(rows * np.log(rows, where=rows > 0, out=np.zeros_like(rows)), axis=1)
+    rank = 1 + (rows > own[disagree, None]).sum(axis=1)
+    candidate[disagree] = rank <= np.rint(np.exp(entropy))
+    return Judgements(
+        label_score=score,
+        likely=likely.astype(np.int32),
+        confident_class=confident.astype(np.int32),
+        is_doubted=doubted,
+        is_candidate=candidate,
+        confidence=np.minimum(first, 1).astype(np.float32),
+        clarity=np.clip(first - second, 0, 1).astype(np.float32),
+    )
+
+
+def choose_cut(label_score: NDArray[np.float32], is_doubted: NDArray[np.bool_]) -> LabelCut:
+    """Set the number of errors between the fewest and the most that the probabilities speak for.
+
+    Few: rows that confidently show another class (`low`); they miss errors on images that are hard to see. Many: all
+    rows where another class is more probable (`high`); they hold the model's own mistakes. With the true number e
+    anywhere between, flagging k rows of a perfect ranking has F1 = 2 min(k, e) / (k + e); the k whose worst case over
+    e is best is sqrt(low * high). So it has no parameter. Rows of equal score are treated alike, so that more than k
+    may be flagged.
+    """
+    scores = label_score[label_score < 0.5]
+    low, high = int(np.count_nonzero(is_doubted)), len(scores)
+    errors = math.sqrt(low * high)
+    count = round(errors)
+    if not count:
+        return LabelCut(-1.0, errors, math.nan)
+    limit = float(np.partition(scores, count - 1)[count - 1])
+    return LabelCut(limit, errors, math.sqrt(low / high))
+
+
+def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
+    """Say which of N labels are wrong, given out-of-sample probabilities (N, K), K >= 2.
+
+    `labels` is (N,) in 0 .. K - 1; -1 is a row without label, which is not judged. No parameter is to be set; ranking
+    and cut are those of `judge_labels` and `choose_cut`. The probabilities are read in chunks and never copied whole.
+
+    Raises:
+        ProbabilitiesError: there are no rows or fewer than two classes; the shapes do not fit each other; a row is
+            not finite, has a negative value or does not sum to 1; a label is out of range.
+
+    """
+    if probs.ndim != 2 or labels.shape != (len(probs),):
+        raise ProbabilitiesError(
+            f"probabilities {probs.shape} and labels {labels.shape} do not fit: expected (N, K) and (N,)"
+        )
+    if not len(probs):
+        raise ProbabilitiesError("there are no probabilities: 0 rows")
+    if not np.issubdtype(labels.dtype, np.integer):
+        raise ProbabilitiesError(f"labels must be class indices, not {labels.dtype}")
+    labels = labels.astype(np.int64)  # -1 must stay below 0, and unsigned types have no -1
+    confidence = SelfConfidence(probs.shape[1])
+    for rows in _chunks(probs):
+        check_probabilities(probs[rows], labels[rows], first_row=rows.start)
+        confidence.add(probs[rows], labels[rows])
+    thresholds = confidence.thresholds(fill_absent=True)
+    score = np.empty(len(probs), dtype=np.float32)
+    likely = np.empty(len(probs), dtype=np.int32)
+    doubted = np.empty(len(probs), dtype=bool)
+    for rows in _chunks(probs):
+        judged = judge_labels(probs[rows], labels[rows], thresholds)
+        score[rows], likely[rows], doubted[rows] = judged.label_score, judged.likely, judged.is_doubted
+    cut = choose_cut(score, doubted)
+    return LabelAudit(score, score <= cut.limit, likely, cut.estimated_errors, cut.estimated_precision)
+
+
+def check_probabilities(
+    probs: Probabilities, labels: Labels, *, first_row: int = 0, names: Sequence[str] | None = None
+) -> None:
+    """Raise ProbabilitiesError, naming the first row at fault, unless rows (n, K) with labels (n,) can be judged.
+
+    A row is named by its number, counted from `first_row`, or by `names` (n,), the images' ids.
+    """
+
+    def row(at: int) -> str:
+        return f"row {first_row + at} of the probabilities" if names is None else f"the probabilities of {names[at]}"
+
+    classes = probs.shape[1]
+    if classes < 2:
+        raise ProbabilitiesError(
+            f"probabilities of {classes} class cannot contradict a label; at least two classes are needed"
+        )
+    total = probs.sum(axis=1, dtype=np.float32 if probs.dtype == np.float16 else probs.dtype)
+    for wrong, what in (  # NaN fails every comparison, so it is asked for first
+        (~np.isfinite(total), "with a value that is not a finite number"),
+        (probs.min(axis=1) < 0, "with a negative value"),
+        (np.abs(total - 1) > _ROUNDING, "not summing to 1"),
+    ):
+        if wrong.any():
+            at = int(wrong.argmax())
+            raise ProbabilitiesError(f"{row(at)}: {what} (the sum is {total[at]:.6g})")
+    outside = (labels < -1) | (labels >= classes)
+    if outside.any():
+        at = int(outside.argmax())
+        raise ProbabilitiesError(
+            f"{row(at)}: label {labels[at]} is out of range; {classes} classes are 0 to {classes - 1}, -1 is no label"
+        )
+
+
+def _chunks(probs: Probabilities) -> Iterator[slice]:
+    step = max(1, _CHUNK_VALUES // max(1, probs.shape[1]))
+    return (slice(start, min(start + step, len(probs))) for start in range(0, len(probs), step))

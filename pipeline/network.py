@@ -1,0 +1,56 @@
+"""A small residual network for images that no pretrained network knows.
+
+N images, S x S pixels, K classes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+_LARGE = 56
+"""From this size on, in pixels, a third pooling keeps the class map near 8 x 8 and the work in bounds."""
+
+
+class _Residual(nn.Module):
+    """Two convolutions beside a skip connection."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = _convolution(channels, channels)
+        self.second = nn.Sequential(_bare_convolution(channels, channels), nn.BatchNorm2d(channels))
+        self.relu = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return a map of the same shape, (N, C, h, w)."""
+        skip: Tensor = x
+        changed: Tensor = self.relu(skip + self.second(self.first(x)))
+        return changed
+
+
+def small_network(class_count: int, size: int) -> nn.Module:
+    """Return an untrained network for (N, 3, `size`, `size`) inputs, with (N, `class_count`) logits; 0.26 M parameters.
+
+    It ends in a linear layer on a global average, so a class has a map: a quarter of `size` on each side (8 x 8 for
+    32 pixels), an eighth from 56 pixels on. It shrinks by max pooling, whose winners tell CNN-Fixations where inside a
+    cell the evidence lies; strides would not.
+    """
+    shrinking = [_convolution(3, 32), nn.MaxPool2d(2), _convolution(32, 48), nn.MaxPool2d(2)]
+    if size >= _LARGE:
+        shrinking += [_convolution(48, 48), nn.MaxPool2d(2)]
+    return nn.Sequential(
+        *shrinking,
+        _Residual(48),
+        _convolution(48, 96),
+        _Residual(96),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(96, class_count),
+    )
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(_bare_convolution(inputs, outputs), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _bare_convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel_size=3, padding=1, bias=False)

@@ -1,0 +1,237 @@
+"""Probabilities that the user brings: read from Parquet or CSV, checked, put into the order of the manifest.
+
+N images of the manifest, K classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from pipeline.errors import ProbabilitiesError
+
+SUM_TOLERANCE = 5e-3
+"""How far a row's sum may lie from 1. float16 needs 0.5e-3; three decimals in a CSV need a few times that."""
+
+_SHOWN = 3
+_BATCH_ROWS = 8192
+_PREFIXES = ("p_", "prob_")
+
+
+def read_probabilities(
+    path: Path, image_ids: Sequence[str], class_names: Sequence[str], *, optional: Sequence[str] = ()
+) -> npt.NDArray[np.float32]:
+    """Return out-of-sample probabilities from `path`, (N, K) in [0, 1], one row per image in the order of `image_ids`.
+
+    The file has a column `image_id` and either a column `probs` with K numbers per row (in CSV as JSON text,
+    "[0.1, 0.9]"), or one column per class: named as the classes, or `p_0` ... `p_{K-1}`, or `prob_0` ... `prob_{K-1}`.
+    Other columns are ignored. The numbers are returned as they stand, not rescaled
+    (only a 1.0001 of rounding becomes 1). The file is read in batches; only
+    the result is held whole.
+
+    Args:
+        path: a Parquet or CSV file, told apart by content.
+        image_ids: the ids of the manifest.
+        class_names: the K classes, in the order of the labels.
+        optional: those of `image_ids` that the file may leave out, as images nobody can read; their rows are NaN.
+
+    Raises:
+        ProbabilitiesError: the file cannot be read, columns are missing or of the wrong width; a row holds NaN or a
+            number outside [0, 1], or does not sum to 1 within `SUM_TOLERANCE`; an image is there twice, is not there,
+            or is unknown.
+
+    """
+    wanted = pa.array(image_ids, type=pa.string())
+    result = np.full((len(image_ids), len(class_names)), np.nan, dtype=np.float32)
+    seen = np.zeros(len(image_ids), dtype=bool)
+    unknown: list[str] = []
+    unknown_count = 0
+    try:
+        for batch in _batches(path, class_names):
+            column = batch.column("image_id").cast(pa.string())
+            if column.null_count:
+                raise ProbabilitiesError(f"{path}: a row has no image_id")
+            ids: list[Any] = column.to_pylist()
+            values = _values(path, ids, batch, class_names)
+            position = pc.index_in(column, value_set=wanted).fill_null(-1).to_numpy()
+            known = position >= 0
+            _check_once(path, image_ids, position[known], seen)
+            seen[position[known]] = True
+            result[position[known]] = np.minimum(values[known], 1.0)
+            strangers = np.flatnonzero(~known).tolist()
+            unknown += [ids[row] for row in strangers[: _SHOWN - len(unknown)]]
+            unknown_count += len(strangers)
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+        raise ProbabilitiesError(f"cannot read {path}: {_one_line(error)}") from error
+    _check_ids(path, image_ids, seen, set(optional), unknown, unknown_count)
+    return result
+
+
+def _batches(path: Path, class_names: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield the id and probability columns, in class order, a few thousand rows at a time."""
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    if is_parquet:
+        with pq.ParquetFile(path) as parquet:
+            columns = _columns(path, parquet.schema_arrow.names, class_names)
+            for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+                yield batch.select(columns)
+        return
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        header = next(csv.reader(text), [])
+    columns = _columns(path, header, class_names)
+    # Types are named, not guessed: ids may look like numbers, and a guess from the first rows can fail at a later one.
+    number = pa.string() if _is_listed(columns, class_names) else pa.float64()
+    kinds = dict.fromkeys(columns, number) | {"image_id": pa.string()}
+    convert = pacsv.ConvertOptions(column_types=kinds, include_columns=columns)
+    yield from pacsv.open_csv(path, parse_options=pacsv.ParseOptions(newlines_in_values=True), convert_options=convert)
+
+
+def _columns(path: Path, names: Sequence[str], class_names: Sequence[str]) -> list[str]:
+    """Return the columns to read, id first, then the probabilities in class order."""
+    if "image_id" not in names:
+        raise ProbabilitiesError(f"{path}: no column image_id; it has {_list(names)}")
+    by_class = [name for name in class_names if name in names]
+    if len(by_class) == len(class_names):
+        return ["image_id", *class_names]
+    if "probs" in names:
+        return ["image_id", "probs"]
+    for prefix in _PREFIXES:
+        numbered = [name for name in names if name.startswith(prefix) and name[len(prefix) :].isdecimal()]
+        if not numbered:
+            continue
+        expected = [f"{prefix}{k}" for k in range(len(class_names))]
+        if set(numbered) != set(expected):
+            raise ProbabilitiesError(
+                f"{path}: {len(numbered)} columns {prefix}0 ... do not fit the dataset's {len(class_names)} classes"
+                f" (expected {expected[0]} to {expected[-1]})"
+            )
+        return ["image_id", *expected]
+    if by_class:
+        absent = [name for name in class_names if name not in names]
+        raise ProbabilitiesError(f"{path}: no column for {len(absent)} of {len(class_names)} classes: {_list(absent)}")
+    raise ProbabilitiesError(
+        f"{path}: no probabilities; expected a list column probs, or one column per class named as the classes or p_0,"
+        f" p_1, ...; it has {_list(names)}"
+    )
+
+
+def _is_listed(columns: Sequence[str], class_names: Sequence[str]) -> bool:
+    """Tell one list column from one column per class; a class may be called probs."""
+    return list(columns) == ["image_id", "probs"] and list(class_names) != ["probs"]
+
+
+def _values(
+    path: Path, ids: Sequence[str], batch: pa.RecordBatch, class_names: Sequence[str]
+) -> npt.NDArray[np.float64]:
+    """Return the checked probabilities of one batch, float64 (n, K)."""
+    count = len(class_names)
+    if _is_listed(batch.schema.names, class_names):
+        values = _list_values(path, ids, batch.column("probs"), count)
+    else:
+        columns = [batch.column(k).cast(pa.float64()).to_numpy(zero_copy_only=False) for k in range(1, count + 1)]
+        values = np.stack(columns, axis=1)  # a null becomes NaN
+    _check_values(path, ids, values)
+    return values
+
+
+def _list_values(path: Path, ids: Sequence[str], column: Any, count: int) -> npt.NDArray[np.float64]:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = pa.array([_parse(path, i, text) for i, text in zip(ids, column.to_pylist(), strict=True)])
+    if not _is_list(column.type):
+        raise ProbabilitiesError(f"{path}: column probs holds {column.type}, not lists of numbers")
+    column = column.cast(pa.large_list(pa.float64()))
+    width = pc.list_value_length(column).fill_null(0).to_numpy()
+    if (width != count).any():
+        row = int(np.flatnonzero(width != count)[0])
+        raise ProbabilitiesError(f"{path}: {ids[row]} has {width[row]} probabilities, the dataset has {count} classes")
+    flat: npt.NDArray[np.float64] = column.flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(-1, count)
+
+
+def _parse(path: Path, image_id: str, text: str | None) -> list[float]:
+    try:
+        numbers = json.loads(text or "")
+        return [float(number) for number in numbers]
+    except (ValueError, TypeError) as error:
+        raise ProbabilitiesError(
+            f"{path}: probs of {image_id} is {(text or '')[:40]!r}, not a JSON list such as [0.1, 0.9]"
+        ) from error
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _check_values(path: Path, ids: Sequence[str], values: npt.NDArray[np.float64]) -> None:
+    """Raise at the first row that is no distribution, saying what it looks like instead."""
+    total = values.sum(axis=1)
+    finite = np.logical_and.reduce(np.isfinite(values), axis=1)
+    inside = (values.min(axis=1) >= 0) & (values.max(axis=1) <= 1 + SUM_TOLERANCE)
+    good = finite & inside & (np.abs(total - 1) <= SUM_TOLERANCE)
+    if good.all():
+        return
+    row = int(np.flatnonzero(~good)[0])
+    where = f"{path}: {ids[row]}"
+    if not finite[row]:
+        raise ProbabilitiesError(f"{where} has a missing or not finite probability")
+    low, high = values[row].min(), values[row].max()
+    if abs(total[row] - 100) <= 100 * SUM_TOLERANCE and low >= 0:
+        raise ProbabilitiesError(f"{where} sums to {total[row]:.4g}: these are percentages; divide them by 100")
+    if abs(total[row] - 1) > SUM_TOLERANCE and (low < 0 or high > 1):
+        raise ProbabilitiesError(
+            f"{where} has values from {low:.4g} to {high:.4g} that sum to {total[row]:.4g}: these look like logits;"
+            " apply softmax first"
+        )
+    if not inside[row]:
+        raise ProbabilitiesError(f"{where} has a value {low if low < 0 else high:.4g} outside [0, 1]")
+    raise ProbabilitiesError(
+        f"{where} sums to {total[row]:.6g}, not 1; is a class missing, or are the numbers rounded too far?"
+    )
+
+
+def _check_once(
+    path: Path, image_ids: Sequence[str], position: npt.NDArray[np.integer], seen: npt.NDArray[np.bool_]
+) -> None:
+    distinct, times = np.unique(position, return_counts=True)
+    again = distinct[(times > 1) | seen[distinct]].tolist()
+    if again:
+        raise ProbabilitiesError(f"{path}: {image_ids[again[0]]} is there more than once")
+
+
+def _check_ids(
+    path: Path,
+    image_ids: Sequence[str],
+    seen: npt.NDArray[np.bool_],
+    optional: set[str],
+    unknown: Sequence[str],
+    unknown_count: int,
+) -> None:
+    missing = [image_ids[i] for i in np.flatnonzero(~seen).tolist() if image_ids[i] not in optional]
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} of {len(image_ids)} images have no row: {_list(missing)}")
+    if unknown_count:
+        parts.append(f"{unknown_count} rows name no image of the dataset: {_list(unknown, unknown_count)}")
+    if parts:
+        raise ProbabilitiesError(f"{path}: {'; '.join(parts)} (image_id is the path relative to the dataset)")
+
+
+def _list(names: Sequence[str], count: int | None = None) -> str:
+    more = (len(names) if count is None else count) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "") if names else "no columns"
+
+
+def _one_line(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__

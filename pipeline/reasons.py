@@ -1,0 +1,128 @@
+"""Why an image is flagged, in sentences that a person understands who knows nothing of the method.
+
+Probabilities are told as "97.0 % likely" and evidence as "what speaks for a label"; every name is quoted and printable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipeline.audit import SAME_PLACE
+from pipeline.wording import amount, percent, printable
+
+_NAMED_COPIES = 3
+"""Copies that a reason names; the rest is a number, so that the sentence stays one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What was found in one image."""
+
+    label_name: str
+    pred_name: str
+    label_probability: float
+    pred_probability: float
+    traced: bool
+    """There is evidence for the prediction, so a lack of it for the label means something."""
+    overlap: float | None
+    """How far the evidence for label and prediction coincides, in [0, 1]; None: not both have evidence."""
+
+    @property
+    def label(self) -> str:
+        """The given label as it appears in a sentence."""
+        return quoted(self.label_name)
+
+    @property
+    def pred(self) -> str:
+        """The prediction as it appears in a sentence."""
+        return quoted(self.pred_name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Smoothed:
+    """What became of the prediction on a smoothed copy of the image."""
+
+    pred_name: str
+    shift: float
+    """Share of the probability that moved, in [0, 1]."""
+    overlap: float
+    """How far the evidence before and after coincides, in [0, 1]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Another image with the same bytes and another label."""
+
+    image_id: str
+    label_name: str
+
+
+def mislabeled(seen: Seen) -> str:
+    """Say why the label looks wrong."""
+    claim = (
+        f"Labelled {seen.label} ({_likely(seen.label_probability)}), but it looks like {seen.pred} "
+        f"({_likely(seen.pred_probability)})."
+    )
+    if seen.overlap is None:
+        return f"{claim} Nothing in the image speaks for {seen.label}." if seen.traced else claim
+    if seen.overlap < SAME_PLACE:
+        where = f"lies in another place than what speaks for {seen.pred}"
+    else:
+        where = f"lies in the same place as what speaks for {seen.pred}"
+    return f"{claim} The little that speaks for {seen.label} {where} ({_overlap(seen.overlap)})."
+
+
+def ambiguous(seen: Seen) -> str:
+    """Say what two things the image can be taken for: two objects, or two readings of one."""
+    label = f"{seen.label}, as labelled ({_likely(seen.label_probability)})"
+    pred = f"{seen.pred} ({_likely(seen.pred_probability)})"
+    if seen.overlap is None:
+        return f"Undecided: the image may show {label}, or {pred}."
+    if seen.overlap < SAME_PLACE:
+        return (
+            f"Two objects: the image seems to show both {label}, and {pred}; what speaks for the one lies in another "
+            f"place than what speaks for the other ({_overlap(seen.overlap)})."
+        )
+    return (
+        f"Two readings: the same object may be {label}, or {pred}; what speaks for the one and for the other lies in "
+        f"the same place ({_overlap(seen.overlap)})."
+    )
+
+
+def adversarial_drift(seen: Seen, smoothed: Smoothed) -> str:
+    """Say what smoothing did to the prediction; only where it changed and the evidence stayed."""
+    after = quoted(smoothed.pred_name) + (", as labelled" if smoothed.pred_name == seen.label_name else "")
+    return (
+        f"The image may have been tampered with: it is labelled {seen.label} and taken for {seen.pred} "
+        f"({_likely(seen.pred_probability)}), but after a smoothing that a person hardly sees it is taken for {after}; "
+        f"{percent(smoothed.shift)} of the probability moved, while what speaks for either lies in the same place "
+        f"({_overlap(smoothed.overlap)})."
+    )
+
+
+def duplicate_conflict(others: Sequence[Copy]) -> str:
+    """Name the copies, at least one, that carry other labels."""
+    named = [f"{quoted(copy.label_name)} ({printable(copy.image_id)})" for copy in others[:_NAMED_COPIES]]
+    more = len(others) - len(named)
+    listed = ", ".join(named) + (f", and in {amount(more, 'more copy', 'more copies')} otherwise" if more else "")
+    return f"The same file, byte for byte, is also labelled {listed}; at most one of these labels can be right."
+
+
+def unreadable(error: str | None) -> str:
+    """Pass on why an image could not be audited."""
+    what = printable(error).rstrip(". ") if error else "no reason was recorded"
+    return f"The image could not be audited: {what}."
+
+
+def quoted(name: str) -> str:
+    """Return a label's name in quotes, on one line."""
+    return f"'{printable(name)}'"
+
+
+def _likely(probability: float) -> str:
+    return f"{percent(probability)} likely"
+
+
+def _overlap(value: float) -> str:
+    return f"overlap {value:.2f}"

@@ -1,0 +1,151 @@
+"""The command from a folder of pictures to a report, and one clear line for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import cli
+from pipeline import schema
+from pipeline.runfolder import RunFolder
+
+runner = CliRunner()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    """Red and blue squares at random places, with every kind of broken file among them."""
+    root = tmp_path_factory.mktemp("data") / "ímages with spaces"
+    draw = np.random.default_rng(0)
+    for name, channel in (("rot", 0), ("blå", 2)):
+        (root / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = draw.integers(0, 60, (20, 24, 3), dtype=np.uint8)
+            top, left = draw.integers(0, 10, 2)
+            pixels[top : top + 8, left : left + 8, channel] = 250
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
+    (root / "rot" / "empty.jpg").touch()
+    (root / "rot" / "text.jpg").write_text("this is no picture")
+    whole = (root / "blå" / "00.png").read_bytes()
+    (root / "blå" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    Image.new("RGB", (1, 1), (200, 0, 0)).save(root / "rot" / "one.png")
+    Image.new("RGB", (10_000, 3), (0, 0, 200)).save(root / "blå" / "wide.png")
+    (root / "rot" / "loop").symlink_to(root)
+    (root / "rot" / "notes.txt").write_text("left alone")
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory) -> RunFolder:
+    out = tmp_path_factory.mktemp("out")
+    toml = out / "quick.toml"
+    toml.write_text('predict = "train"\nepochs = 2\nfolds = 2\nengine = "inprocess"\nshard_size = 10\n')
+    result = runner.invoke(cli.app, ["run", str(dataset), "--config", str(toml), "--out", str(out), "--name", "r"])
+    assert result.exit_code == 0, result.output
+    assert "report:" in result.stdout
+    return RunFolder(out / "r")
+
+
+def test_every_file_of_a_run_is_there_under_its_schema(run):
+    assert pq.read_schema(run.manifest).equals(schema.MANIFEST, check_metadata=True)
+    assert len(run.evidence_parts()) == 3
+    for part in run.evidence_parts():
+        assert pq.read_schema(part).equals(schema.EVIDENCE, check_metadata=True)
+    assert pq.read_schema(run.audit).equals(schema.AUDIT, check_metadata=True)
+    assert pq.read_schema(run.issues).equals(schema.ISSUES_TABLE, check_metadata=True)
+    facts = json.loads(run.run_json.read_text())
+    assert facts["counts"]["images"] == 29
+    assert facts["dataset"]["classes"] == ["blå", "rot"]
+    assert {"python", "torch", "ray"} <= facts["versions"].keys()
+    assert json.loads(run.summary.read_text())["error"] == 3
+    assert run.report.stat().st_size > 1000
+
+
+def test_no_image_is_lost_and_bad_ones_say_why(run):
+    evidence = pd.concat([pd.read_parquet(part) for part in run.evidence_parts()]).set_index("image_id")
+    assert len(evidence) == 29
+    bad = evidence[evidence.status == "error"]
+    assert set(bad.index) == {"rot/empty.jpg", "rot/text.jpg", "blå/cut.png"}
+    assert bad.error.str.len().min() > 5
+    good = evidence[evidence.status == "ok"]
+    assert good.pred.notna().all()
+    assert all(abs(sum(mass) - 1) < 1e-4 for mass in good.pred_fix_mass)
+    assert set(good.fold) == {0, 1}
+    for row in good.itertuples():
+        assert max(row.pred_fix_x) < row.width
+        assert max(row.pred_fix_y) < row.height
+        x0, y0, x1, y1 = row.pred_box
+        assert 0 <= x0 < x1 <= row.width
+        assert 0 <= y0 < y1 <= row.height
+    assert (good.label_fix_x.isna() == (good.pred == good.label)).all()
+
+
+def test_pandas_reads_the_flags(run):
+    flagged = pd.read_parquet(run.audit).query("is_mislabeled")
+    assert flagged.suggested_name.notna().all()
+
+
+def test_a_complete_run_is_not_overwritten(run, dataset):
+    arguments = ["run", str(dataset), "--predict", "train", "--out", str(run.path.parent), "--name", "r"]
+    result = runner.invoke(cli.app, arguments)
+    assert result.exit_code == 2
+    assert "--overwrite" in only_line(result)
+
+
+def test_explain_draws_and_says(run, tmp_path):
+    result = runner.invoke(cli.app, ["explain", str(run.path), "rot/03.png", "--out", str(tmp_path / "x.png")])
+    assert result.exit_code == 0, result.output
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.width > 300
+    assert "rot" in result.stdout
+    unknown = runner.invoke(cli.app, ["explain", str(run.path), "rot/99.png"])
+    assert unknown.exit_code == 2
+    assert "rot/9" in only_line(unknown) or "rot/0" in only_line(unknown)
+
+
+def only_line(result) -> str:
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return errors[0]
+
+
+def wrong(arguments: list[str]) -> str:
+    result = runner.invoke(cli.app, ["run", *arguments, "--engine", "inprocess"])
+    assert result.exit_code == 2, result.output
+    return only_line(result)
+
+
+def test_bad_input_is_one_line(dataset, tmp_path):
+    out = ["--out", str(tmp_path / "out")]
+    train = ["--predict", "train", *out]
+    assert "there is no" in wrong([str(tmp_path / "nowhere"), *train])
+    (tmp_path / "empty").mkdir()
+    wrong([str(tmp_path / "empty"), *train])
+    (tmp_path / "single" / "only").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "single" / "only" / "1.png")
+    assert "one class only" in wrong([str(tmp_path / "single"), *train])
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in wrong([str(dataset), "--predict", "train", "--out", str(tmp_path / "file" / "runs")])
+    assert "did you mean 'resnet50'" in wrong([str(dataset), "--model", "torchvision:resnet5", *out])
+    assert "guess" in wrong([str(dataset), "--predict", "guess", *out])
+    (tmp_path / "bad.pt").write_bytes(b"no weights")
+    assert "bad.pt" in wrong(
+        [str(dataset), "--model", "torchvision:resnet18", "--weights", str(tmp_path / "bad.pt"), *out]
+    )
+    assert "is not a run" in wrong(
+        [str(dataset), "--predict", "train", "--out", str(dataset.parent), "--name", dataset.name]
+    )
+
+
+def test_help_and_version():
+    assert "Audit a dataset" in runner.invoke(cli.app, ["--help"]).stdout
+    assert runner.invoke(cli.app, ["--version"]).stdout.startswith("fixaudit ")
+    assert runner.invoke(cli.app, ["doctor"]).exit_code == 0
