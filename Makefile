@@ -21,7 +21,7 @@ lint: .venv/installed-dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 test-all: lint
 	$(BIN)/pytest -m ""

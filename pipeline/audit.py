@@ -105,6 +105,12 @@ def scan(parts: Sequence[Path], columns: Sequence[str], batch_rows: int = _BATCH
             raise RunFolderError(f"cannot read {part}: {str(error).splitlines()[0]}; run the audit again") from error
 
 
+def integers(batch: Any, name: str) -> NDArray[np.int64]:
+    """Return an integer column of a batch, int64, -1 where null."""
+    values: NDArray[np.int64] = batch.column(name).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
+    return values
+
+
 _JUDGED = np.dtype(
     [
         ("label_score", np.float32),  # NaN where there is nothing to judge
@@ -138,12 +144,12 @@ def _judge(parts: Sequence[Path], classes: int) -> _Judged:
     shifts = [np.zeros(0, np.float32)]
     for batch in scan(parts, ["image_id", "status", "label", "pred", "probs", "squeeze_shift"], batch_rows):
         rows, probs = _probabilities(batch, classes)
-        labels = _whole(batch, "label")
+        labels = integers(batch, "label")
         if len(rows):
             check_probabilities(probs, labels[rows], names=batch.column("image_id").take(rows).to_pylist())
             confidence.add(probs, labels[rows])
         shift = _floats(batch, "squeeze_shift")
-        shifts.append(shift[(labels >= 0) & (labels == _whole(batch, "pred")) & ~np.isnan(shift)])
+        shifts.append(shift[(labels >= 0) & (labels == integers(batch, "pred")) & ~np.isnan(shift)])
     thresholds = confidence.thresholds(fill_absent=True)
 
     judged = [np.zeros(0, _JUDGED)]
@@ -152,7 +158,7 @@ def _judge(parts: Sequence[Path], classes: int) -> _Judged:
         into["label_score"] = into["confidence"] = into["clarity"] = np.nan
         rows, probs = _probabilities(batch, classes)
         if len(rows):
-            found = judge_labels(probs, _whole(batch, "label")[rows], thresholds)
+            found = judge_labels(probs, integers(batch, "label")[rows], thresholds)
             for name in _JUDGED.names or ():
                 into[name][rows] = getattr(found, name)
         judged.append(into)
@@ -168,7 +174,7 @@ _WRITTEN_FROM = (
 def _rows(batch: Any, judged: NDArray[np.void], limits: _Limits, names: pa.Array) -> pa.Table:
     """Apply the rules to one batch."""
     ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
-    label, pred = _whole(batch, "label"), _whole(batch, "pred")
+    label, pred = integers(batch, "label"), integers(batch, "pred")
     disagrees = judged["label_score"] < 0.5
     is_error = judged["label_score"] <= limits.label_score
 
@@ -184,7 +190,7 @@ def _rows(batch: Any, judged: NDArray[np.void], limits: _Limits, names: pa.Array
     is_ambiguous = can_be_read & (~is_error | apart)
     is_mislabeled = is_error & ~is_ambiguous
 
-    shift, smoothed = _floats(batch, "squeeze_shift"), _whole(batch, "squeeze_pred")
+    shift, smoothed = _floats(batch, "squeeze_shift"), integers(batch, "squeeze_pred")
     turned = (label >= 0) & (pred != label) & (smoothed >= 0) & (smoothed != pred)
     stays = _floats(batch, "squeeze_overlap") >= SAME_PLACE
     back = smoothed == label
@@ -235,12 +241,6 @@ def _probabilities(batch: Any, classes: int) -> tuple[NDArray[np.int64], NDArray
             f"{batch.column('image_id')[rows[at]]} has {width[at]} probabilities, the dataset has {classes} classes"
         )
     return rows, column.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), classes)
-
-
-def _whole(batch: Any, name: str) -> NDArray[np.int64]:
-    """Return an integer column, -1 where null."""
-    values: NDArray[np.int64] = batch.column(name).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-    return values
 
 
 def _floats(batch: Any, name: str) -> NDArray[np.float32]:

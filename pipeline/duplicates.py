@@ -46,11 +46,12 @@ def conflicting_copies(parts: Sequence[Path]) -> list[tuple[Twin, ...]]:
         twins = readable.filter(np.isin(_prefixes(readable), repeated))
         for row in twins.to_pylist():
             groups.setdefault(row["sha256"], []).append(Twin(row["image_id"], row["label_name"] or ""))
-    return sorted(
+    conflicts = [
         tuple(sorted(group, key=lambda twin: twin.image_id))
         for group in groups.values()
         if len({twin.label_name for twin in group}) > 1
-    )
+    ]
+    return sorted(conflicts, key=lambda group: group[0].image_id)
 
 
 def _readable(batch: Any) -> Any:

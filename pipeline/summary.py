@@ -6,7 +6,7 @@ N images, K classes. The field meanings below are the documentation (docs/refere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.audit import read_label_cut, scan
+from pipeline.audit import integers, read_label_cut, scan
 from pipeline.errors import RunFolderError
 from pipeline.files import write_json
 from pipeline.runfolder import RunFolder
@@ -60,7 +60,7 @@ class Summary:
     ok: int = _means("images audited")
     error: int = _means("images that could not be audited")
     judged: int = _means("labels compared with probabilities")
-    issues: dict[str, int] = _means("rows in issues.parquet, by issue; every issue is named")
+    issues: Mapping[str, int] = _means("rows in issues.parquet, by issue; every issue is named")
     accuracy: float | None = _means("share of predictions that equal the given label; null where there is none")
     estimated_errors: float | None = _means("estimated number of wrong labels; null where none was judged")
     estimated_noise: float | None = _means("`estimated_errors` as a share of `judged`")
@@ -111,7 +111,7 @@ class _Counts:
         self._confusions: dict[int, dict[int, int]] = {}
 
     def add_audit(self, batch: Any, limit: float) -> None:
-        label = _labels(batch, "label")
+        label = integers(batch, "label")
         score = batch.column("label_score").to_numpy(zero_copy_only=False)
         self.images += len(batch)
         self.ok += pc.sum(pc.equal(batch.column("status"), "ok")).as_py() or 0
@@ -126,7 +126,7 @@ class _Counts:
         self.flagged += self._tally(label[any_flag])
 
     def add_predictions(self, batch: Any) -> None:
-        label, pred = _labels(batch, "label"), _labels(batch, "pred")
+        label, pred = integers(batch, "label"), integers(batch, "pred")
         ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
         known = ok & (label >= 0) & (pred >= 0)
         self.predicted += self._tally(label[known])
@@ -165,11 +165,6 @@ def _issue_counts(run: RunFolder) -> dict[str, int]:
         raise RunFolderError(f"cannot read {run.issues}: {str(error).splitlines()[0]}; run the audit again") from error
     found = {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
     return {issue: found.get(issue, 0) for issue in schema.ISSUES}
-
-
-def _labels(batch: Any, name: str) -> NDArray[np.int64]:
-    values: NDArray[np.int64] = batch.column(name).cast(pa.int64()).fill_null(-1).to_numpy(zero_copy_only=False)
-    return values
 
 
 def _share(part: Any, whole: Any) -> float | None:

@@ -226,6 +226,7 @@ def _summary(rows: list[dict], images: list[Drawn], issues: list[dict]) -> Summa
         images=len(rows),
         ok=len(ok),
         error=len(rows) - len(ok),
+        judged=len(ok),
         issues={name: sum(issue["issue"] == name for issue in issues) for name in schema.ISSUES},
         accuracy=sum(row["label"] == row["pred"] for row in ok) / len(ok) if ok else None,
         estimated_errors=1.92,
@@ -237,10 +238,13 @@ def _summary(rows: list[dict], images: list[Drawn], issues: list[dict]) -> Summa
                 name=name,
                 images=sum(row["label"] == label for row in rows),
                 mislabeled=sum(image.label == label and "mislabeled" in image.issues for image in images),
+                flagged=sum(image.label == label and bool(image.issues) for image in images),
                 ambiguous=sum(image.label == label and "ambiguous" in image.issues for image in images),
+                adversarial_drift=sum(image.label == label and "adversarial_drift" in image.issues for image in images),
                 accuracy=0.9 - label / 10 if label else None,
                 estimated_noise=label * 0.01 / 3,
                 most_confused_with=CLASSES[label - 1] if label else None,
+                confused_images=label,
             )
             for label, name in enumerate(CLASSES)
         ),
