@@ -156,7 +156,7 @@ def test_broken_file_of_heads_is_one_line(tmp_path, content):
     path = tmp_path / "heads.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(RunFolderError, match="cannot read the heads in .*heads.safetensors") as caught:
+    with pytest.raises(RunFolderError, match=r"cannot read the heads in .*heads\.safetensors") as caught:
         Heads.load(path)
     assert "\n" not in str(caught.value)
 
