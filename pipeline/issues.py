@@ -82,9 +82,21 @@ def _flagged(run: RunFolder) -> Iterator[tuple[list[dict[str, Any]], list[dict[s
         for flag in _FLAGS:
             wanted = pc.or_(wanted, part[flag])
         wanted = wanted.combine_chunks()
-        yield part.filter(wanted).to_pylist(), batch.filter(wanted).to_pylist()
+        yield part.filter(wanted).to_pylist(), _with_probabilities(batch.filter(wanted))
     if start != len(audit):
         raise RunFolderError(f"{run.audit} belongs to other evidence than {run.evidence}; run the audit again")
+
+
+def _with_probabilities(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows with the two probabilities that a reason names instead of all K."""
+    probs = batch.column("probs")
+    rows: list[dict[str, Any]] = batch.drop_columns(["probs"]).to_pylist()
+    values, starts = probs.values.to_numpy(), probs.offsets.to_numpy()
+    for row, start in zip(rows, starts[:-1], strict=True):
+        if row["label"] is not None and row["pred"] is not None:
+            row["label_probability"] = float(values[start + row["label"]])
+            row["pred_probability"] = float(values[start + row["pred"]])
+    return rows
 
 
 def _issues_of(audited: dict[str, Any], evidence: dict[str, Any], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
@@ -95,8 +107,8 @@ def _issues_of(audited: dict[str, Any], evidence: dict[str, Any], names: tuple[s
     seen = Seen(
         label_name=audited["label_name"] or "",
         pred_name=evidence["pred_name"],
-        label_probability=float(evidence["probs"][evidence["label"]]),
-        pred_probability=float(evidence["probs"][evidence["pred"]]),
+        label_probability=evidence["label_probability"],
+        pred_probability=evidence["pred_probability"],
         traced=evidence["pred_box"] is not None,
         overlap=evidence["evidence_overlap"],
     )

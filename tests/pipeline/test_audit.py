@@ -126,6 +126,14 @@ def test_a_confident_prediction_that_smoothing_turns_back_is_drift_and_no_wrong_
     assert found.loc["cat/calm000.png", "drift_score"] == pytest.approx(0.9)
 
 
+def test_drift_that_turns_back_leaves_no_ambiguity_either(tmp_path):
+    tie = image("tie.png", 0, [0.4, 0.5, 0.1])
+    turned = image("turned.png", 0, [0.4, 0.5, 0.1], smoothed=(0, 0.9, 0.8))
+    found = audited(tmp_path, [*calm(), tie, turned])
+    assert flags(found.loc["tie.png"]) == ["ambiguous"]
+    assert flags(found.loc["turned.png"]) == ["adversarial_drift"]
+
+
 def test_drift_to_a_third_class_leaves_the_doubt_about_the_label(tmp_path):
     found = audited(tmp_path, [*calm(), image("x.png", 0, [0.01, 0.98, 0.01], smoothed=(2, 0.9, 0.8))])
     assert flags(found.loc["x.png"]) == ["mislabeled", "adversarial_drift"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -316,3 +317,22 @@ def test_the_probabilities_are_never_copied_whole():
 def test_the_worked_example_of_the_documentation_of_the_score():
     found = find_label_errors(np.array([[0.2, 0.6, 0.2], [0.1, 0.8, 0.1]], dtype=np.float32), np.array([0, 1]))
     np.testing.assert_allclose(found.label_score, [0.25, 0.8 / 0.9], rtol=1e-6)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["aggregate_resnet18", "synthetic20_resnet18"])
+def test_on_measured_probabilities_the_cut_is_near_the_best_and_beats_plain_disagreement(name):
+    path = Path(__file__).resolve().parents[3] / "shared" / "data" / "noise_probs" / f"{name}.npz"
+    if not path.is_file():
+        pytest.skip(f"the benchmark data is not beside the project: {path}")
+    arrays = np.load(path)
+    labels = arrays["noisy_label"].astype(np.int64)
+    wrong = labels != arrays["true_label"]
+    found = find_label_errors(arrays["pred_probs"], labels)
+
+    def f1(flags):
+        return 2 * (flags & wrong).sum() / (flags.sum() + wrong.sum())
+
+    best = max(f1(found.label_score <= cut) for cut in np.linspace(0, 1, 201))
+    assert f1(found.is_error) > best - 0.02
+    assert f1(found.is_error) > f1(arrays["pred_probs"].argmax(1) != labels) + 0.03
