@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
+
+from pipeline.config import RunConfig, resolve_config
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import; --help must not wait for them
     from jobs.run import RunResult
@@ -18,17 +22,60 @@ if TYPE_CHECKING:  # torch and Ray take seconds to import; --help must not wait 
 app = typer.Typer(
     name="fixaudit",
     help="Find wrong and ambiguous labels in image datasets, with the pixels that say so.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
 
-_debug = False
+_WRONG = 2
+_STOPPED = 130
+_SETTINGS = {setting.name: setting for setting in fields(RunConfig)}
 
-Result = TypeVar("Result")
-Dataset = Annotated[Path, typer.Argument(help="Folder of class folders, or a CSV or Parquet manifest.")]
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _option(key: str, *names: str, metavar: str | None = "TEXT") -> Any:
+    """Return the option of a run's setting; its help is the setting's own documentation."""
+    default = _SETTINGS[key].default
+    meaning = _SETTINGS[key].metadata["meaning"]
+    told = "" if default is None or default is False else f" [{str(default).lower() if default is True else default}]"
+    return typer.Option(*(names or [f"--{key.replace('_', '-')}"]), metavar=metavar, help=f"{meaning}{told}")
+
+
+Text = str | None  # what is said here is parsed and checked with the rest of the settings
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+Engine = Annotated[Text, _option("engine")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def _one_line_errors(command: Command) -> Command:
+    """Turn an error into one line on stderr and exit code 2; the command's `debug` adds the traceback."""
+
+    @functools.wraps(command)
+    def guarded(*arguments: Any, **options: Any) -> Any:
+        from fixcore.errors import FixcoreError
+        from pipeline.errors import AuditError
+
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            raise typer.Exit(_STOPPED) from None
+        except typer.Exit:
+            raise
+        except (AuditError, FixcoreError) as error:
+            line = _joined(str(error))
+        except MemoryError:
+            line = "out of memory; try a smaller --batch-size or fewer --workers"
+        except Exception as error:
+            line = f"{type(error).__name__}: {_joined(str(error))} (not foreseen; --debug shows where)"
+        if options["debug"]:
+            traceback.print_exc()
+        print(f"error: {line}", file=sys.stderr)
+        raise typer.Exit(_WRONG)
+
+    return cast(Command, guarded)
 
 
 def _version(wanted: bool) -> None:
@@ -40,151 +87,160 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _main(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+def _fixaudit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    global _debug
-    _debug = debug
+    pass
 
 
 @app.command()
+@_one_line_errors
 def run(
-    dataset: Dataset,
-    config: Annotated[Path | None, typer.Option(help="TOML file with the settings.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder that receives the run folder [runs].")] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run folder.")] = None,
-    predict: Annotated[str | None, typer.Option(help="direct, probe, train or probs [probe].")] = None,
-    model: Annotated[str | None, typer.Option(help="torchvision:NAME, FILE.pt2 or package.module:function.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="Weights: safetensors, or a state dict.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Class names in the model's order.")] = None,
-    probs: Annotated[Path | None, typer.Option(help="image_id and probabilities, for --predict probs.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Folds of probe and train [5].")] = None,
-    size: Annotated[int | None, typer.Option(help="Network input in pixels [the model's own].")] = None,
-    fit: Annotated[str | None, typer.Option(help="crop or squash [the model's own].")] = None,
-    drift: Annotated[bool | None, typer.Option("--drift/--no-drift", help="Judge a smoothed copy too [yes].")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images per forward pass [16].")] = None,
-    engine: Annotated[str | None, typer.Option(help="ray, or inprocess [ray].")] = None,
-    workers: Annotated[int | None, typer.Option(help="Audit workers [from the cores].")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [auto].")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a complete run.")] = False,
+    ctx: typer.Context,
+    dataset: Annotated[Text, typer.Argument(metavar="DATASET", help=_SETTINGS["dataset"].metadata["meaning"])] = None,
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="TOML file of the settings below")] = None,
+    out: Annotated[Text, _option("out", metavar="FOLDER")] = None,
+    name: Annotated[Text, _option("name")] = None,
+    predict: Annotated[Text, _option("predict")] = None,
+    model: Annotated[Text, _option("model")] = None,
+    weights: Annotated[Text, _option("weights", metavar="FILE")] = None,
+    classes: Annotated[Text, _option("classes", metavar="FILE")] = None,
+    probs: Annotated[Text, _option("probs", metavar="FILE")] = None,
+    folds: Annotated[Text, _option("folds", metavar="N")] = None,
+    seed: Annotated[Text, _option("seed", metavar="N")] = None,
+    epochs: Annotated[Text, _option("epochs", metavar="N")] = None,
+    size: Annotated[Text, _option("size", metavar="N")] = None,
+    resize: Annotated[Text, _option("resize", metavar="N")] = None,
+    fit: Annotated[Text, _option("fit")] = None,
+    mean: Annotated[Text, _option("mean", metavar="R,G,B")] = None,
+    std: Annotated[Text, _option("std", metavar="R,G,B")] = None,
+    drift: Annotated[bool | None, _option("drift", "--drift/--no-drift", metavar=None)] = None,
+    shard_size: Annotated[Text, _option("shard_size", metavar="N")] = None,
+    batch_size: Annotated[Text, _option("batch_size", metavar="N")] = None,
+    engine: Engine = None,
+    workers: Annotated[Text, _option("workers", metavar="N")] = None,
+    device: Annotated[Text, _option("device")] = None,
+    overwrite: Annotated[bool | None, _option("overwrite", "--overwrite", metavar=None)] = None,
     as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
-    """Audit a dataset: judge and trace every image, and report what looks wrong."""
-    flags = {
-        "dataset": str(dataset), "out": _text(out), "name": name, "predict": predict, "model": model,
-        "weights": _text(weights), "classes": _text(classes), "probs": _text(probs), "folds": folds, "size": size,
-        "fit": fit, "drift": drift, "batch_size": batch_size, "engine": engine, "workers": workers, "device": device,
-        "overwrite": overwrite or None,
-    }  # fmt: skip
-    result = _guarded(lambda: _audit(config, flags))
+    """Audit a dataset: judge and trace every image, and report what looks wrong.
+
+    Settings come from a TOML file, are overruled by FIXAUDIT_* variables, and those by what is said here.
+    """
+    settings = resolve_config(config, os.environ, {key: ctx.params[key] for key in _SETTINGS})
+    result = _audit(settings, quiet=quiet)
     if as_json:
-        print(json.dumps({"run": str(result.folder.path), "seconds": result.seconds, "counts": result.counts}))
+        _print_json(_facts(result))
     else:
-        _tell(result)
+        _print_result(result)
 
 
 @app.command()
+@_one_line_errors
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the sample and the run.")] = Path("runs"),
-    engine: Annotated[str | None, typer.Option(help="ray, or inprocess [ray].")] = None,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the sample and the run.")] = Path("runs"),
+    engine: Engine = None,
     as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
 ) -> None:
     """Audit 1,797 handwritten digits, 5 % of them mislabeled on purpose, and count how many are found."""
+    flags = {
+        "dataset": str(out / "digits-sample" / "images"),
+        "out": str(out),
+        "name": "digits",
+        "predict": "train",
+        "engine": engine,
+        "overwrite": True,
+    }
+    settings = resolve_config(None, {}, flags)
+    from jobs.demo import score_demo, write_demo
 
-    def work() -> tuple[RunResult, Any]:
-        import pyarrow.parquet as pq
-
-        from pipeline.sample import read_truth, score_flags, write_digits_sample
-
-        sample = out / "digits-sample"
-        if not (sample / "truth.csv").is_file():
-            write_digits_sample(sample)
-        flags = {
-            "dataset": str(sample / "images"), "out": str(out), "name": "digits", "predict": "train",
-            "engine": engine, "overwrite": True,
-        }  # fmt: skip
-        result = _audit(None, flags)
-        return result, score_flags(read_truth(sample / "truth.csv"), pq.read_table(result.folder.audit))
-
-    result, score = _guarded(work)
+    write_demo(out / "digits-sample")
+    result = _audit(settings, quiet=quiet)
+    score = score_demo(out / "digits-sample", result.folder)
     if as_json:
-        found = {"planted": score.planted, "flagged": score.flagged, "found": score.found}
-        print(json.dumps({"run": str(result.folder.path), "seconds": result.seconds, **found}))
+        _print_json(_facts(result) | {"planted": score.planted, "flagged": score.flagged, "found": score.found})
         return
-    _tell(result)
-    print(f"planted errors flagged: {score.found} of {score.planted} ({score.recall:.1%})")
-    print(f"flags that are right:   {score.found} of {score.flagged} ({score.precision:.1%})")
+    _print_result(result)
+    print(f"planted errors flagged:  {score.found} of {score.planted} ({score.recall:.1%})")
+    print(f"flags that are right:    {score.found} of {score.flagged} ({score.precision:.1%})")
 
 
 @app.command()
+@_one_line_errors
 def explain(
     run: RunPath,
-    image_id: Annotated[str, typer.Argument(metavar="IMAGE_ID", help="As in audit.parquet.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="PNG to write.")] = None,
+    image_id: Annotated[str, typer.Argument(metavar="IMAGE_ID", help="As in audit.parquet: class/file.jpg")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="PNG to write [from the image's name, here]")
+    ] = None,
     as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Draw why one image was judged as it was: fixations, box, mask and heat map for both labels."""
+    from pipeline.explain import explain as draw
+    from pipeline.runfolder import RunFolder
 
-    def work() -> Any:
-        from pipeline.explain import explain as draw
-        from pipeline.runfolder import RunFolder
-
-        target = out or Path(f"{Path(image_id).stem}-explained.png")
-        return draw(RunFolder(run), image_id, target)
-
-    explanation = _guarded(work)
+    target = out or Path(f"{Path(image_id.replace('/', '_')).stem}-explained.png")
+    explanation = draw(RunFolder(run), image_id, target)
     if as_json:
-        print(json.dumps({"path": str(explanation.path), "words": explanation.words}))
+        _print_json({"path": str(explanation.path), "words": explanation.words})
     else:
         print(explanation.words)
         print(f"picture: {explanation.path}")
 
 
 @app.command()
-def report(run: RunPath) -> None:
-    """Write report.html of a run anew."""
+@_one_line_errors
+def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
+    """Write the report of a run anew, and print where it lies."""
+    from jobs.run import read_facts
+    from pipeline.report import write_report
+    from pipeline.runfolder import RunFolder
 
-    def work() -> Path:
-        from jobs.run import read_facts
-        from pipeline.report import write_report
-        from pipeline.runfolder import RunFolder
-
-        read_facts(RunFolder(run))
-        return write_report(RunFolder(run))
-
-    print(_guarded(work))
+    read_facts(RunFolder(run))
+    path = write_report(RunFolder(run))
+    if as_json:
+        _print_json({"report": str(path)})
+    else:
+        print(path)
 
 
 @app.command()
-def doctor() -> None:
+@_one_line_errors
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Check this machine: versions, processors, memory, disk, GPU, and which weights are at hand."""
     from jobs.doctor import examine
 
-    findings = examine()
-    for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'FAIL'} {finding.what}: {finding.found}")
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(2)
+    findings = examine(Path.cwd())
+    if as_json:
+        _print_json([{"what": one.what, "found": one.found, "ok": one.ok} for one in findings])
+    else:
+        for one in findings:
+            print(f"{'ok  ' if one.ok else 'FAIL'} {one.what}: {one.found}")
+    if not all(one.ok for one in findings):
+        raise typer.Exit(_WRONG)
 
 
-def main() -> None:
-    """Run the command; the console script's entry."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code: 0 done, 2 error, 130 stopped by Ctrl-C."""
+    told = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        app()
-    except KeyboardInterrupt:
-        print("stopped; what is committed is kept, and the same command goes on from there", file=sys.stderr)
-        sys.exit(130)
+        code = app(told or ["--help"], prog_name="fixaudit", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # typer's own, for a wrong use of the command
+            raise
+        print(f"error: {_joined(error.format_message())} (fixaudit --help says more)", file=sys.stderr)
+        return _WRONG
+    return code if isinstance(code, int) else 0
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _audit(config: Path | None, flags: dict[str, Any]) -> RunResult:
-    from pipeline.config import resolve_config
-
-    settings = resolve_config(config, os.environ, flags)
+def _audit(settings: RunConfig, *, quiet: bool) -> RunResult:
     import torch
 
     from jobs.inprocess import InProcess
@@ -194,41 +250,42 @@ def _audit(config: Path | None, flags: dict[str, Any]) -> RunResult:
 
     gpu = settings.device != "cpu" and torch.cuda.is_available()
     engine = InProcess() if settings.engine == "inprocess" else LocalRay(workers=settings.workers, gpu=gpu)
-    return run_audit(settings, engine, Reporter())
+    return run_audit(settings, engine, Reporter(quiet=quiet))
 
 
-def _tell(result: RunResult) -> None:
+def _facts(result: RunResult) -> dict[str, Any]:
+    return {
+        "run": str(result.folder.path),
+        "report": str(result.folder.report),
+        "seconds": result.seconds,
+        "counts": result.counts,
+        "warnings": list(result.warnings),
+    }
+
+
+def _print_result(result: RunResult) -> None:
+    from pipeline.wording import amount, shell_word
+
     counts = result.counts
     speed = counts["images"] / max(result.seconds, 1e-9)
-    print(f"{counts['images']:,} images in {result.seconds:.0f} s ({speed:.1f} a second)")
+    print(f"{amount(counts['images'], 'image')} in {result.seconds:.0f} s ({speed:.1f} a second)")
     print(f"mislabeled:        {counts['mislabeled']:,}")
     print(f"ambiguous:         {counts['ambiguous']:,}")
     print(f"adversarial drift: {counts['adversarial_drift']:,}")
     if counts["error"]:
-        print(f"unreadable:        {counts['error']:,} (reasons in the report)")
+        print(f"unreadable:        {counts['error']:,} (the report says why)")
     print(f"report: {result.folder.report}")
-    print(f'next:   fixaudit explain "{result.folder.path}" IMAGE_ID')
+    if result.first_issue is not None:
+        print(f"next:   fixaudit explain {shell_word(str(result.folder.path))} {shell_word(result.first_issue)}")
 
 
-def _guarded(work: Callable[[], Result]) -> Result:
-    """Run `work`; what the user can mend becomes one line and exit code 2."""
-    from fixcore.errors import FixcoreError
-    from pipeline.errors import AuditError
-
-    try:
-        return work()
-    except (AuditError, FixcoreError) as error:
-        _fail(" ".join(str(error).split()))
-    except MemoryError:
-        _fail("out of memory; try a smaller --batch-size or fewer --workers")
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))
 
 
-def _fail(line: str) -> NoReturn:
-    if _debug:
-        traceback.print_exc()
-    print(f"error: {line}", file=sys.stderr)
-    raise typer.Exit(2)
+def _joined(text: str) -> str:
+    return " ".join(text.split())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -53,5 +53,5 @@ class Engine(Protocol):
     ) -> Iterator[Result]:
         """Yield `function(item, tell)` for each item, in any order.
 
-        `on_progress` hears, in this process, the item's position and the share of it that is done.
+        `on_progress` hears, in this process, an item's position and the share of it that is done; 1 once it is.
         """

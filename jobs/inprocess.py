@@ -24,12 +24,12 @@ class InProcess:
 
     @property
     def threads(self) -> int:
-        """All cores."""
-        return usable_cores()
+        """Half of the cores: the next shard is decoded on the others."""
+        return max(1, usable_cores() // 2)
 
     def threads_for(self, tasks: int) -> int:
-        """All cores: tasks run one after the other."""
-        return usable_cores()
+        """As `threads`: tasks run one after the other."""
+        return self.threads
 
     def map_shards(
         self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
@@ -54,4 +54,6 @@ class InProcess:
     ) -> Iterator[Result]:
         """See `Engine.map_tasks`; in order."""
         for position, item in enumerate(items):
-            yield function(item, functools.partial(on_progress, position))
+            result = function(item, functools.partial(on_progress, position))
+            on_progress(position, 1.0)
+            yield result

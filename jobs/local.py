@@ -25,7 +25,8 @@ from pipeline.errors import AuditError
 from pipeline.images import DecodedShard
 from pipeline.manifest import Shard
 
-_CORES_PER_WORKER = 4
+_MEMORY_PER_WORKER = 3 << 30
+"""Bytes that torch, a network and the recorded activations of a batch take, on the large side."""
 _DECODE_THREADS = 4
 """What one decoding task keeps busy with large images (`pipeline.images`)."""
 _QUEUED = 2
@@ -38,7 +39,11 @@ class LocalRay:
     """Ray on this machine, or the cluster that RAY_ADDRESS names; started here only if none is connected."""
 
     def __init__(self, *, workers: int | None = None, gpu: bool = False) -> None:
-        """`workers`: number of judges; None: one per GPU, or one per four cores. `gpu`: judges share the GPUs."""
+        """`workers`: number of judges; None: one per GPU, or one per core as far as memory goes.
+
+        `gpu`: judges share the GPUs. One thread each is the fastest way to use cores: half of the work are operations
+        too small to share, and threads that wait for each other come to a standstill once anything else needs a core.
+        """
         self._asked = workers
         self._gpu = gpu
         self._started = False
@@ -58,8 +63,9 @@ class LocalRay:
         self._gpus = int(sum(node.get("GPU", 0) for node in nodes))
         if self._gpu and not self._gpus:
             raise AuditError("Ray has no GPU to give; use --device cpu, or --engine inprocess")
-        natural = self._gpus if self._gpu else self._all_cores // _CORES_PER_WORKER
-        self._workers = self._asked or max(1, natural)
+        memory = sum(node.get("memory", 0) for node in nodes)
+        room = min(self._all_cores, int(memory // _MEMORY_PER_WORKER))
+        self._workers = self._asked or max(1, self._gpus if self._gpu else room)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -94,7 +100,7 @@ class LocalRay:
         )
         actors = [worker.remote(make_step, finish) for _ in range(count)]
         free = deque(actor for _ in range(_QUEUED) for actor in actors)
-        most_decoded = count + max(1, self._all_cores // _DECODE_THREADS)
+        most_decoded = max(1, self._all_cores // _DECODE_THREADS)
         decoding = _call.options(num_cpus=1)
         todo = deque(shards)
         decoded: deque[Any] = deque()
@@ -124,13 +130,18 @@ class LocalRay:
         """See `Engine.map_tasks`; as they finish, each with an even share of the cores, or a GPU."""
         board = _Board.remote()
         task = _call.options(num_cpus=self.threads_for(len(items)), num_gpus=1 if self._gpu else 0)
-        running = [task.remote(function, item, _TellBoard(board, position)) for position, item in enumerate(items)]
+        running = {
+            task.remote(function, item, _TellBoard(board, position)): position for position, item in enumerate(items)
+        }
         try:
             while running:
-                done, running = ray.wait(running, num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
-                for position, share in ray.get(board.read.remote()).items():
-                    on_progress(position, share)
-                yield from map(_result, done)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_SECONDS_BETWEEN_LOOKS)
+                shares = ray.get(board.read.remote())
+                for reference, position in running.items():
+                    on_progress(position, 1.0 if reference in done else shares.get(position, 0.0))
+                for reference in done:
+                    del running[reference]
+                    yield _result(reference)
         finally:
             for waiting in running:
                 ray.cancel(waiting, force=True)
@@ -140,6 +151,8 @@ class LocalRay:
 def _start() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait leave their core to others
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Ray's own notices about its future defaults

@@ -41,6 +41,8 @@ from pipeline.train import TrainPlan, train_fold, training_input
 
 PREVIEW = InputSpec(size=32, fit="squash")
 """How images are decoded when no network looks at them: only to see that they can be, and how large they are."""
+_ROW_GROUP = 256
+"""Rows that a worker reads at once of the probabilities brought; about a shard."""
 _LOOKED_AT = 256
 """Images whose sizes decide what the small network sees."""
 _MOST_EXCUSED = 1000
@@ -135,7 +137,7 @@ class Preparation:
         values = pa.FixedSizeListArray.from_arrays(pa.array(probs.reshape(-1)), len(names))
         with replacing(brought) as partial:
             table = pa.table({"image_id": pa.array(ids, pa.string()), "probs": values})
-            pq.write_table(table, partial, row_group_size=self.config.shard_size)
+            pq.write_table(table, partial, row_group_size=_ROW_GROUP)
         return self.direct(dataclasses.replace(plan, probabilities=str(brought)))
 
     @property

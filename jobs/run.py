@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import platform
 import shutil
 import time
@@ -47,6 +48,9 @@ from pipeline.report import write_report
 from pipeline.runfolder import RunFolder
 from pipeline.summary import write_summary
 
+_LARGEST_SHARD, _SMALLEST_SHARD = 256, 16
+_FEWEST_SHARDS = 32
+"""Few images are cut into at least so many shards, of `_SMALLEST_SHARD` images or more, to keep all workers busy."""
 _PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
 
 
@@ -154,7 +158,11 @@ class _Run:
         config = self.config
         if class_names is None and config.classes is not None:
             class_names = read_class_names(Path(config.classes))
-        manifest = read_manifest(Path(config.dataset), class_names=class_names, shard_size=config.shard_size)
+        read = functools.partial(read_manifest, Path(config.dataset), class_names=class_names)
+        manifest = read(shard_size=config.shard_size or _LARGEST_SHARD)
+        if config.shard_size is None and len(manifest) < _LARGEST_SHARD * _FEWEST_SHARDS:
+            # decided by the images alone, so that the shards are the same on any machine
+            manifest = read(shard_size=max(_SMALLEST_SHARD, math.ceil(len(manifest) / _FEWEST_SHARDS)))
         labels = np.unique(manifest.table["label"].to_numpy())
         if config.predict in ("probe", "train") and np.count_nonzero(labels >= 0) < 2:
             (label,) = labels[labels >= 0]

@@ -90,13 +90,17 @@ class RunConfig:
     drift: bool = field(
         default=True, metadata=_about("also judge a smoothed copy of each image, for adversarial drift")
     )
-    shard_size: int = field(default=256, metadata=_about("images per evidence file", low=1))
+    shard_size: int | None = field(
+        default=None, metadata=_about("images per evidence file; default: 256, fewer where there are few images", low=1)
+    )
     batch_size: int = field(default=16, metadata=_about("images per forward pass", changes_result=False, low=1))
     engine: EngineName = field(default="ray", metadata=_place("ray for workers, or inprocess for this process alone"))
     workers: int | None = field(
         default=None,
         metadata=_about(
-            "networks at work at once; default: one per GPU, or one per four cores", changes_result=False, low=1
+            "networks at work at once; default: one per GPU, or one per core as memory allows",
+            changes_result=False,
+            low=1,
         ),
     )
     device: Device = field(default="auto", metadata=_place("where networks run: auto, cpu or cuda"))

@@ -75,7 +75,7 @@ def scan_image_folder(root: Path) -> Listing:
     except OSError as error:
         raise DatasetError(f"cannot read the folder {root}: {error.strerror or error}") from error
     if not scan.names:
-        held = f"it holds {scan.others.total()} other files" if scan.others else "it is empty"
+        held = f"it holds {_counted(scan.others.total(), 'other file')}" if scan.others else "it is empty"
         raise DatasetError(f"no image found under {root}: {held}; {_EXAMPLE}")
     return _classified(scan, base, root)
 
@@ -105,12 +105,14 @@ def _classified(scan: _Scan, base: str, root: Path) -> Listing:
     warnings = list(scan.warnings)
     if len(kept) < len(scan.names):
         first = scan.names[int(np.flatnonzero(~classed)[0])]
-        warnings.append(f"left out {len(scan.names) - len(kept)} images that lie in no class folder (first: {first})")
-    if empty := sorted(scan.classes(depth) - set(labels)):
-        warnings.append(f"left out {len(empty)} folders without images: {', '.join(empty[:5])}")
+        strays = _counted(len(scan.names) - len(kept), "image")
+        warnings.append(f"left out {strays} in no class folder (first: {first})")
+    held = {label for label, count in zip(labels, rows, strict=True) if count}
+    if empty := sorted(scan.classes(depth) - held):
+        warnings.append(f"left out {_counted(len(empty), 'class folder')} without images: {', '.join(empty[:5])}")
     if scan.others:
         kinds = ", ".join(f"{count} {ending or 'without ending'}" for ending, count in scan.others.most_common(6))
-        warnings.append(f"left {scan.others.total()} files alone that are not images: {kinds}")
+        warnings.append(f"left alone {_counted(scan.others.total(), 'other file')}: {kinds}")
     return in_id_order(
         Listing(
             image_id=image_id,
@@ -203,6 +205,10 @@ class _Scan:
         self.names.append(name)
         self.sizes.append(size)
         self.mtimes.append(mtime)
+
+
+def _counted(count: int, thing: str) -> str:
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -55,6 +55,11 @@ def read_manifest_file(path: Path) -> Listing:
 
     Raises DatasetError: not such a file, no image or label column, an image named twice, no image that can be read.
     """
+    base = os.path.abspath(path.parent)
+    try:
+        os.path.join(base, path.name).encode()
+    except UnicodeEncodeError as error:
+        raise DatasetError(f"the path {str(path)!r} is not valid UTF-8; rename the folder or the file") from error
     ending = path.suffix.lower()
     if ending == ".parquet":
         columns = _from_parquet(path)
@@ -66,11 +71,6 @@ def read_manifest_file(path: Path) -> Listing:
         )
     if not len(columns.image):
         raise DatasetError(f"{path} names no image; it needs one row per image")
-    base = os.path.abspath(path.parent)
-    try:
-        base.encode()
-    except UnicodeEncodeError as error:
-        raise DatasetError(f"the path {base!r} is not valid UTF-8; rename the folder") from error
     image_id, problem = _inside(columns.image, base)
     _no_duplicates(image_id, path)
     prefix = base if base.endswith(os.sep) else base + os.sep
@@ -128,7 +128,7 @@ def _from_csv(path: Path) -> _Columns:
                 strings_can_be_null=True,
             ),
         )
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{path} is not valid CSV: {_one_line(error)}") from error
     return _columns(table, chosen, path)
 
@@ -236,7 +236,7 @@ def _no_duplicates(image_id: pa.Array, path: Path) -> None:
     if len(twice):
         shown = ", ".join(sorted(twice.to_pylist())[:3]) + (", ..." if len(twice) > 3 else "")
         raise DatasetError(
-            f"{path} names {len(twice)} images more than once ({shown}); an image has one row and one label: "
+            f"{path} names images more than once ({len(twice)}: {shown}); an image has one row and one label: "
             "remove the others"
         )
 

@@ -1,14 +1,12 @@
-"""Networks by name: torchvision's, an exported program, or a function of the user's; weights that cannot run code."""
+"""Networks by name: torchvision's, an exported program, or what a function of the user's returns."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
+import functools
 import importlib
 import inspect
-import pickle
 import sys
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,30 +14,34 @@ from typing import Any
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from pipeline.errors import ModelError
+from pipeline.downloads import fetch_weights
+from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import InputSpec
+from pipeline.programs import NOTES, load_program
+from pipeline.weights import digest_of, fit_weights, head_width, one_line, read_state_dict
 
-_DEFAULT_INPUT = InputSpec(size=224, resize=256)
-_WRAPPERS = ("state_dict", "model", "model_state_dict")
-_WAYS_ON = "--weights FILE, --predict train"
+_DEFAULT_INPUT = InputSpec(size=224, resize=256)  # as most networks trained on ImageNet are shown images
+_FORMS = "torchvision:NAME, FILE.pt2 or package.module:function"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # networks have no single ==
 class LoadedModel:
-    """A network ready to be captured: eval mode, float32, no gradients."""
+    """A network ready to be captured: eval mode, float32, no gradients, on the CPU."""
 
     module: nn.Module | ExportedProgram
     input: InputSpec
+    """How it wants to be shown images."""
     categories: tuple[str, ...] | None
-    """Names of its classes, where they are known."""
+    """Names of its outputs, in order, where they are known."""
     spec: str
+    """The name it was asked for by."""
     digest: str
     """sha256 of the weights."""
+    new_head: tuple[str, ...] = ()
+    """Tensors of the last layer that start anew, since `classes` is not what the weights were made for."""
 
 
 def load_model(
@@ -47,237 +49,265 @@ def load_model(
 ) -> LoadedModel:
     """Return the network that `spec` names.
 
-    `spec` is ``torchvision:NAME``, ``FILE.pt2`` (torch.export) or ``package.module:function``, which is called without
-    arguments and returns an nn.Module, whose `input_spec` attribute, if any, is used. `weights` is a safetensors file
-    or a state dict; without it torchvision's published weights are used, downloaded once. `classes` replaces the
-    last layer, for fine-tuning. Raises ModelError, in one line, for anything that cannot be had or does not fit.
+    - ``torchvision:NAME``: a classifier of torchvision with its published weights, downloaded once into torch.hub's
+      cache. Its input and categories are those of the published weights. Without `weights` and `pretrained` its weights
+      are random, but always the same.
+    - ``FILE.pt2``: saved by `torch.export.save`. Its input has the size of its example, and ImageNet's normalisation
+      unless an extra file `fixaudit.json` has "mean", "std", "fit", "resize" or "categories".
+    - ``package.module:function``: called without arguments; it returns an nn.Module. The working directory may hold the
+      package. Its `input_spec` is used, if it has one, else 224 pixels out of 256.
+
+    `weights` is a .safetensors file or a state dict. If it was made for another number of classes and the builder takes
+    `num_classes`, the network is built for that number. `classes` asks for a last layer for so many classes, for
+    fine-tuning; one of another size starts anew, its tensors are named in `new_head`.
+
+    Raises ModelError, in one line: an unknown name, a download that is impossible, weights that do not fit or that
+    could run code, a program or function that is no classifier.
     """
-    if spec.startswith("torchvision:"):
-        return _torchvision(spec, weights, classes, pretrained)
     if spec.endswith(".pt2"):
-        return _exported(spec, weights)
-    if ":" in spec:
-        return _function(spec, weights, classes)
-    raise ModelError(f"unknown model {spec!r}; name torchvision:NAME, FILE.pt2 or package.module:function")
+        return _exported(spec, weights, classes)
+    kind, _, name = spec.partition(":")
+    if kind == "torchvision" and name:
+        return _torchvision(name.lower(), spec, weights, classes, pretrained)
+    if kind and name:
+        return _from_function(kind, name, spec, weights, classes)
+    near = difflib.get_close_matches(spec.lower(), _torchvision_names(), 1)
+    hint = f"did you mean torchvision:{near[0]}?" if near else f"a model is {_FORMS}"
+    raise ModelError(f"unknown model {spec!r}; {hint}")
 
 
 def resolve_classes(loaded: LoadedModel, dataset_names: Sequence[str]) -> tuple[str, ...]:
-    """Return the class names in the order of the model's outputs, for `predict = direct`.
+    """Return the name of each of the model's outputs in the dataset's words, for ``predict = direct``.
 
-    The model's own names where the dataset's are among them; else the dataset's, whose number the judge compares with
-    the outputs.
+    In this order: the model's own names, if the dataset's are among them; numbers, if the dataset's names are positions
+    of outputs and fewer than these; the dataset's names in their order, if there are as many as outputs.
+
+    Raises ModelError: another number of names, or names of which only some are the model's.
     """
-    if loaded.categories is not None and set(dataset_names) <= set(loaded.categories):
-        return loaded.categories
-    return tuple(dataset_names)
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read weights from safetensors or a state dict, without running code that the file may hold.
-
-    A checkpoint's "state_dict" or "model" entry and a "module." prefix are understood; half precision becomes float32.
-    """
-    try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise ModelError(f"there are no weights at {path}") from error
-    except pickle.UnpicklingError as error:
+    outputs = _count_outputs(loaded)
+    names = tuple(dataset_names)
+    known = loaded.categories if loaded.categories is not None and len(loaded.categories) == outputs else None
+    strange = [name for name in names if known is not None and name not in known]
+    if known is not None and not strange:
+        return known
+    if known is not None and len(strange) < len(names) and not any(map(str.isdecimal, names)):
+        near = difflib.get_close_matches(strange[0], known, 1)
+        hint = f" (the nearest is '{near[0]}')" if near else ""
         raise ModelError(
-            f"{path} holds more than tensors and could run code, so it is not opened; save a state dict or safetensors"
-        ) from error
-    except (OSError, RuntimeError, SafetensorError, EOFError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(state, Mapping) and isinstance(state.get(wrapper), Mapping):
-            state = state[wrapper]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()) or not state:
-        raise ModelError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), FILE)")
-    return {
-        name.removeprefix("module."): value.float() if value.is_floating_point() else value
-        for name, value in state.items()
-    }
-
-
-def _torchvision(spec: str, weights: Path | None, classes: int | None, pretrained: bool) -> LoadedModel:
-    name = spec.removeprefix("torchvision:")
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        raise ModelError(f"torchvision has no classifier {name!r}; did you mean {near[0]!r}?")
-    published = torchvision.models.get_model_weights(name).DEFAULT
-    spec_of_input = _published_input(published)
-    categories: tuple[str, ...] | None = tuple(published.meta["categories"])
-    state = None
-    if weights is not None:
-        state = read_state_dict(weights)
-    elif pretrained:
-        state = _download(name, published)
-    options: dict[str, Any] = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
-    width = _width_of(state)
-    outputs = classes or (width if width is not None and weights is not None else None)
-    if outputs is not None and categories is not None and outputs != len(categories):
-        options["num_classes"] = outputs
-        categories = None
-    # Auxiliary classifiers serve training only; theirs are dropped, and so are their weights.
-    if name in ("googlenet", "inception_v3"):
-        options["aux_logits"] = False
-        state = None if state is None else {k: v for k, v in state.items() if not k.lower().startswith("aux")}
-        if pretrained or weights:
-            options["transform_input"] = weights is None
-    module = torchvision.models.get_model(name, weights=None, **options)
-    if state is not None:
-        _load_into(module, state, weights or Path(published.url.rsplit("/", 1)[-1]), new_head=classes is not None)
-    return _ready(module, spec_of_input, categories, spec)
-
-
-def _width_of(state: Mapping[str, Tensor] | None) -> int | None:
-    """Return the number of classes that weights tell apart: the length of their last matrix or convolution."""
-    if state is None:
-        return None
-    layers = [value for name, value in state.items() if name.endswith("weight") and value.dim() in (2, 4)]
-    return int(layers[-1].shape[0]) if layers else None
-
-
-def _published_input(published: Any) -> InputSpec:
-    shown = published.transforms()
-    return InputSpec(
-        size=shown.crop_size[0],
-        resize=shown.resize_size[0],
-        mean=tuple(shown.mean),
-        std=tuple(shown.std),
+            f"{len(strange)} of the dataset's {len(names)} classes are unknown to {loaded.spec}, the first is "
+            f"'{strange[0]}'{hint}; name its {outputs} outputs in the dataset's words with --classes FILE"
+        )
+    if len(names) == outputs:
+        return names
+    if all(name.isascii() and name.isdecimal() and int(name) < outputs for name in names) and len(names) < outputs:
+        return known or tuple(str(position) for position in range(outputs))
+    raise ModelError(
+        f"{loaded.spec} tells {outputs} classes apart, the dataset has {len(names)}; name the model's outputs in order "
+        "with --classes FILE, or use --predict probe"
     )
 
 
-def _download(name: str, published: Any) -> dict[str, Tensor]:
-    """Fetch torchvision's weights into its own cache, once, with a progress bar, checked against their hash."""
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / published.url.rsplit("/", 1)[-1]
-    if not cached.is_file():
+def _torchvision(name: str, spec: str, weights: Path | None, classes: int | None, pretrained: bool) -> LoadedModel:
+    names = _torchvision_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, cutoff=0)
+        raise ModelError(f"torchvision has no classifier {name!r}; did you mean torchvision:{near[0]}?")
+    published = torchvision.models.get_model_weights(name).DEFAULT
+    shown = published.transforms()
+    categories = tuple(published.meta["categories"])
+    state = None
+    source = f"the published weights of {name}"
+    if weights is not None:
+        state, source = read_state_dict(weights), f"the weights in {weights}"
+    elif pretrained:
+        state = read_state_dict(fetch_weights(name, published.url))
+    # What a network can be asked to be is read from its class, so that no network needs a line of its own here.
+    builder = torchvision.models.get_model_builder(name)
+    asked = inspect.signature(inspect.signature(builder).return_annotation).parameters
+    wanted = {
+        "init_weights": state is None,
+        "aux_logits": False,  # serves training only
+        "transform_input": state is not None,  # as torchvision does with its published weights
+    }
+    options = {option: value for option, value in wanted.items() if option in asked}
+    built = _build(functools.partial(builder, weights=None, **options), state, source, classes)
+    return _ready(
+        built.module,
+        input_spec=InputSpec(
+            size=shown.crop_size[0], resize=shown.resize_size[0], mean=tuple(shown.mean), std=tuple(shown.std)
+        ),
+        categories=categories if built.classes in (None, len(categories)) else None,
+        spec=spec,
+        new_head=built.new_head,
+    )
+
+
+def _from_function(where: str, name: str, spec: str, weights: Path | None, classes: int | None) -> LoadedModel:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)  # as python -m does
+    try:
+        package = importlib.import_module(where)
+    except Exception as error:  # importing runs the user's code
+        raise ModelError(
+            f"cannot import {where} for the model {spec}: {type(error).__name__}: {one_line(error)}"
+        ) from error
+    function = getattr(package, name, None)
+    if not callable(function):
+        near = difflib.get_close_matches(
+            name, [known for known in dir(package) if callable(getattr(package, known))], 1
+        )
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ModelError(f"{where} has no function {name!r}{hint}")
+
+    def build(**head: int) -> nn.Module:
         try:
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            print(f"downloading the weights of {name}, once", file=sys.stderr)
-            digest = cached.stem.rsplit("-", 1)[-1]
-            torch.hub.download_url_to_file(published.url, str(cached), hash_prefix=digest, progress=True)
-        except (OSError, RuntimeError) as error:
-            raise ModelError(
-                f"cannot download the weights of {name} ({_reason(error)}); "
-                f"go on with {_WAYS_ON}, or a smaller model already cached ({_cached_models()})"
-            ) from error
-    return read_state_dict(cached)
+            module = function(**head)
+        except Exception as error:
+            raise ModelError(f"{spec} failed: {type(error).__name__}: {one_line(error)}") from error
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"{spec} returned {type(module).__name__}; it must return a torch.nn.Module")
+        return module
 
-
-def _reason(error: BaseException) -> str:
-    text: str = str(getattr(error, "reason", error))
-    return str(text.split("\n", 1)[0])
-
-
-def _cached_models() -> str:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    there = {path.name for path in folder.glob("*.pth")} if folder.is_dir() else set()
-    found = [
-        f"--model torchvision:{name}"
-        for name in torchvision.models.list_models(module=torchvision.models)
-        if torchvision.models.get_model_weights(name).DEFAULT.url.rsplit("/", 1)[-1] in there
-    ]
-    return ", ".join(found[:3]) or "there is none"
-
-
-def _load_into(module: nn.Module, state: dict[str, Tensor], path: Path, *, new_head: bool) -> None:
-    own = module.state_dict()
-    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if new_head:
-        last = _last_layer(module)
-        for name in [name for name in wrong if name.rpartition(".")[0] == last]:
-            wrong.remove(name)
-            state = {**state, name: own[name]}
-    missing, unexpected = [n for n in own if n not in state], [n for n in state if n not in own]
-    missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-    if wrong:
-        name = wrong[0]
+    state = None if weights is None else read_state_dict(weights)
+    takes_head = "num_classes" in _parameters(function)
+    built = _build(build, state, f"the weights in {weights}", classes, takes_head=takes_head)
+    input_spec = getattr(built.module, "input_spec", _DEFAULT_INPUT)
+    if not isinstance(input_spec, InputSpec):
         raise ModelError(
-            f"{path} does not fit {type(module).__name__}: {name} is {tuple(state[name].shape)} in the file and "
-            f"{tuple(own[name].shape)} in the network ({len(wrong)} such, {len(missing)} missing, "
-            f"{len(unexpected)} unexpected)"
+            f"input_spec of {spec} is {type(input_spec).__name__}; it must be a pipeline.geometry.InputSpec"
         )
-    if missing or unexpected:
-        first = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is unknown"
-        raise ModelError(
-            f"{path} does not fit {type(module).__name__}: {first} ({len(missing)} missing, "
-            f"{len(unexpected)} unexpected)"
-        )
-    module.load_state_dict(state, strict=False)
+    return _ready(built.module, input_spec=input_spec, categories=None, spec=spec, new_head=built.new_head)
 
 
-def _last_layer(module: nn.Module) -> str:
-    last: str = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)][-1]
-    return last
+@dataclass(frozen=True, slots=True, eq=False)
+class _Built:
+    module: nn.Module
+    classes: int | None
+    """The number of classes that was asked of the builder; None: it chose itself."""
+    new_head: tuple[str, ...]
 
 
-def _exported(spec: str, weights: Path | None) -> LoadedModel:
+def _build(
+    build: Callable[..., nn.Module],
+    state: Mapping[str, Tensor] | None,
+    source: str,
+    classes: int | None,
+    *,
+    takes_head: bool = True,
+) -> _Built:
+    """Build the network for `classes`, or for as many as the weights were made for, and give it the weights."""
+    outputs = classes if takes_head else None
+    with torch.random.fork_rng(devices=[]):  # a layer that starts anew starts the same in every process
+        torch.manual_seed(0)
+        module = build() if outputs is None else build(num_classes=outputs)
+        if state is not None and classes is None and takes_head:
+            outputs = head_width(module.state_dict(), state)
+            module = module if outputs is None else build(num_classes=outputs)
+    new_head = () if state is None else fit_weights(module, state, source, new_head=classes is not None and takes_head)
+    return _Built(module, outputs, new_head)
+
+
+def _exported(spec: str, weights: Path | None, classes: int | None) -> LoadedModel:
     path = Path(spec)
     if weights is not None:
         raise ModelError(f"{spec} holds its own weights; leave out --weights")
-    if not path.is_file():
-        raise ModelError(f"there is no exported program at {spec}")
-    _refuse_code(path)
+    if classes is not None:
+        raise ModelError(
+            f"{spec} is an exported program, whose last layer cannot be replaced; name its network instead"
+        )
+    loaded = load_program(path)
+    program = loaded.program
+    for name, tensor in [*program.state_dict.items(), *program.constants.items()]:
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise ModelError(f"{name} in {spec} is {tensor.dtype}; call .float() on the network and export it again")
+        if tensor.device.type != "cpu":
+            raise ModelError(f"{name} in {spec} is on {tensor.device}; move the network to the CPU and export it again")
+        tensor.requires_grad_(False)
+    notes = dict(loaded.notes)
+    categories = notes.pop("categories", None)
+    known = ("fit", "resize", "mean", "std")
+    if strange := sorted(notes.keys() - set(known)):
+        raise ModelError(f"{NOTES} in {spec} has an unknown key {strange[0]!r}; known: categories, {', '.join(known)}")
     try:
-        program = torch.export.load(path)
-    except Exception as error:  # torch.export.load raises many kinds
-        raise ModelError(f"{spec} is no program saved by torch.export: {str(error).splitlines()[0]}") from error
-    example = program.example_inputs[0][0] if program.example_inputs else None
-    size = int(example.shape[-1]) if isinstance(example, Tensor) else _DEFAULT_INPUT.size
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return LoadedModel(module=program, input=InputSpec(size=size), categories=None, spec=spec, digest=digest)
+        triples = {key: _triple(value) for key, value in notes.items() if key in ("mean", "std")}
+        input_spec = InputSpec(size=_side_of_input(program, spec), **{**notes, **triples})
+        categories = None if categories is None else tuple(str(name) for name in categories)
+    except (ConfigError, TypeError, ValueError) as error:
+        raise ModelError(f"{NOTES} in {spec} does not say how images are seen: {one_line(error)}") from error
+    return LoadedModel(module=program, input=input_spec, categories=categories, spec=spec, digest=loaded.digest)
 
 
-def _refuse_code(path: Path) -> None:
-    """Refuse an archive with a pickle that holds more than tensors: opening it could run code."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            for name in names:
-                if name.endswith((".pt", ".pth", ".pkl", ".pickle")):
-                    with archive.open(name) as member:
-                        torch.load(_seekable(member.read()), "cpu", weights_only=True)
-            if any("custom_objs" in name for name in names):
-                raise ModelError(f"{path} holds custom objects, which could run code; export the network without them")
-    except zipfile.BadZipFile as error:
-        raise ModelError(f"{path} is no program saved by torch.export") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ModelError(f"{path} holds a pickle that could run code, so it is not opened") from error
+def _triple(value: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(channel) for channel in value)
+    return red, green, blue
 
 
-def _seekable(data: bytes) -> Any:
-    import io
-
-    return io.BytesIO(data)
-
-
-def _function(spec: str, weights: Path | None, classes: int | None) -> LoadedModel:
-    where, _, name = spec.partition(":")
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        build: Callable[..., Any] = getattr(importlib.import_module(where), name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"cannot import {spec}: {error}") from error
-    options = {"num_classes": classes} if classes and "num_classes" in inspect.signature(build).parameters else {}
-    module = build(**options)
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"{spec} returned {type(module).__name__}; it must return an nn.Module")
-    if weights is not None:
-        _load_into(module, read_state_dict(weights), weights, new_head=classes is not None)
-    own = getattr(module, "input_spec", _DEFAULT_INPUT)
-    return _ready(module, own, None, spec)
+def _side_of_input(program: ExportedProgram, spec: str) -> int:
+    names = program.graph_signature.user_inputs
+    shape = _shape_of(program, names[0]) if len(names) == 1 else ()
+    if len(shape) != 4 or shape[1] != 3:
+        raise ModelError(
+            f"{spec} takes {len(names)} inputs, of shape {tuple(shape)}; it must take images (N, 3, S, S) alone"
+        )
+    height, width = shape[2:]
+    if not isinstance(height, int) or height != width:
+        raise ModelError(f"{spec} takes images of {height} x {width} pixels; export it for a fixed square size")
+    return height
 
 
-def _ready(module: nn.Module, own: InputSpec, categories: tuple[str, ...] | None, spec: str) -> LoadedModel:
+def _count_outputs(loaded: LoadedModel) -> int:
+    """Return K, by judging a black image; a program says it without."""
+    shape: Sequence[Any]
+    if isinstance(loaded.module, ExportedProgram):
+        results = loaded.module.graph_signature.user_outputs
+        shape = _shape_of(loaded.module, str(results[0])) if len(results) == 1 else ()
+    else:
+        side = loaded.input.size
+        try:
+            with torch.no_grad():
+                result = loaded.module(torch.zeros(1, 3, side, side))
+        except Exception as error:  # whatever the user's network raises
+            raise ModelError(
+                f"{loaded.spec} cannot judge an image of {side} x {side} pixels: "
+                f"{type(error).__name__}: {one_line(error)}"
+            ) from error
+        shape = tuple(result.shape) if isinstance(result, Tensor) else ()
+    if len(shape) != 2:
+        raise ModelError(f"{loaded.spec} is no classifier: it must return one tensor of shape (N, K)")
+    return int(shape[1])
+
+
+def _shape_of(program: ExportedProgram, name: str) -> tuple[Any, ...]:
+    return next(tuple(node.meta["val"].shape) for node in program.graph.nodes if node.name == name)
+
+
+def _ready(
+    module: nn.Module,
+    *,
+    input_spec: InputSpec,
+    categories: tuple[str, ...] | None,
+    spec: str,
+    new_head: tuple[str, ...],
+) -> LoadedModel:
     module = module.eval().float().requires_grad_(False)
-    digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return LoadedModel(module=module, input=own, categories=categories, spec=spec, digest=digest.hexdigest())
+    return LoadedModel(
+        module=module,
+        input=input_spec,
+        categories=categories,
+        spec=spec,
+        digest=digest_of(module.state_dict().items()),
+        new_head=new_head,
+    )
 
 
-__all__ = ["LoadedModel", "load_model", "read_state_dict", "resolve_classes"]
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except ValueError:  # written in C
+        return {}
+
+
+def _torchvision_names() -> list[str]:
+    names: list[str] = torchvision.models.list_models(module=torchvision.models)
+    return names

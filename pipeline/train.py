@@ -2,6 +2,7 @@
 
 N images, S x S network pixels, K classes, F folds. Labels are taken to be noisy: training is short, its learning rate
 ends at zero, images are varied and labels smoothed, so that a wrong label is rather outvoted than learned by heart.
+Twice as many epochs read clean labels a little better, but find fewer of the wrong ones.
 """
 
 from __future__ import annotations
@@ -151,7 +152,8 @@ def load_fold_network(plan: TrainPlan, path: Path) -> nn.Module:
         ModelError: the file cannot be read or does not fit the plan.
 
     """
-    network = _build(plan, pretrained=False)
+    with torch.random.fork_rng([]):  # first weights are drawn, then replaced
+        network = _build(plan, pretrained=False)
     try:
         network.load_state_dict(load_file(path))
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -229,8 +231,7 @@ def _build(plan: TrainPlan, *, pretrained: bool) -> nn.Module:
         return small_network(plan.class_count, plan.input.size)
     weights = Path(plan.weights) if plan.weights is not None else None
     network = load_model(plan.model, weights=weights, classes=plan.class_count, pretrained=pretrained).module
-    if not isinstance(network, nn.Module):
-        raise ModelError(f"{plan.model} is an exported program and cannot be trained; name its network instead")
+    assert isinstance(network, nn.Module), "load_model gives an exported program no other head"
     with torch.no_grad():
         shape = tuple(network.eval()(torch.zeros(2, 3, plan.input.size, plan.input.size)).shape)
     if shape != (2, plan.class_count):

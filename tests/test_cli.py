@@ -135,7 +135,7 @@ def test_bad_input_is_one_line(dataset, tmp_path):
     assert "one class only" in wrong([str(tmp_path / "single"), *train])
     (tmp_path / "file").write_text("")
     assert "cannot write" in wrong([str(dataset), "--predict", "train", "--out", str(tmp_path / "file" / "runs")])
-    assert "did you mean 'resnet50'" in wrong([str(dataset), "--model", "torchvision:resnet5", *out])
+    assert "did you mean torchvision:resnet50" in wrong([str(dataset), "--model", "torchvision:resnet5", *out])
     assert "guess" in wrong([str(dataset), "--predict", "guess", *out])
     (tmp_path / "bad.pt").write_bytes(b"no weights")
     assert "bad.pt" in wrong(

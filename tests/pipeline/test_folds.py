@@ -76,11 +76,12 @@ def test_remainders_of_many_small_classes_do_not_pile_up():
 
 
 def test_a_copy_with_another_label_follows_the_majority():
-    labels = np.array([2, 2, 1] + [0] * 10)
-    names = ["copy"] * 3 + unique_groups(10)
+    labels = np.array([2, 1, 2] + [2] * 7 + [0] * 10)
+    names = ["copy"] * 3 + unique_groups(17)
     folds = assign_folds(labels, names, 5, 0)
     assert len(set(folds[:3].tolist())) == 1
-    assert table(labels, folds, 5)[1].tolist() == [2] * 5
+    # Of ten images in five folds the copies are three in one, so the seven others belong in the other four.
+    assert folds[0] not in folds[3:10]
 
 
 def test_unknown_labels_are_dealt_too():

@@ -33,23 +33,21 @@ def test_a_leak_would_show(noise):
     heads = fit_heads(features, labels, folds, class_count=3, seed=0)
     held_out = np.mean(heads.logits(features, folds).argmax(1) == labels)
     leaked = np.mean(heads.logits(features, (folds + 1) % 5).argmax(1) == labels)
-    assert leaked > 0.95
+    assert leaked > 0.9
     assert abs(held_out - 1 / 3) < 3 * np.sqrt(2 / 9 / 300)
 
 
 def test_a_head_does_not_depend_on_its_fold(noise):
     """Other labels and other features in fold f leave head f as it is to the last bit, and change the others."""
     features, labels, folds = noise
+    mine = folds == 3
+    other_labels, other_features = labels.copy(), features.copy()
+    other_labels[mine] = (labels[mine] + 1) % 3
+    other_features[mine] += 1
     before = fit_heads(features, labels, folds, class_count=3, seed=0)
-    for fold in range(2):
-        mine = folds == fold
-        other_labels, other_features = labels.copy(), features.copy()
-        other_labels[mine] = np.random.default_rng(1).permutation(labels[mine])
-        other_features[mine] += 1
-        after = fit_heads(other_features, other_labels, folds, class_count=3, seed=0)
-        changed = [f for f in range(5) if (after.weight[f] != before.weight[f]).any()]
-        assert changed == [f for f in range(5) if f != fold]
-        assert (after.bias[fold] == before.bias[fold]).all()
+    after = fit_heads(other_features, other_labels, folds, class_count=3, seed=0)
+    assert [fold for fold in range(5) if (after.weight[fold] == before.weight[fold]).all()] == [3]
+    assert (after.bias[3] == before.bias[3]).all()
 
 
 def test_planted_errors_get_low_probability():
@@ -104,7 +102,8 @@ def test_class_absent_from_a_training_part_keeps_an_output_of_about_zero():
 
 def test_constant_features_are_harmless():
     features, labels = blobs()
-    features = np.hstack([features, np.full((200, 1), 1e4, np.float32), np.zeros((200, 1), np.float32)])
+    rounding = np.where(np.arange(200) % 2, np.float32(1e4), np.nextafter(np.float32(1e4), np.float32(2e4)))[:, None]
+    features = np.hstack([features, rounding, np.zeros((200, 1), np.float32)])
     folds = dealt(200)
     heads = fit_heads(features, labels, folds, class_count=4, seed=0)
     assert (heads.weight[:, :, -2:] == 0).all()
