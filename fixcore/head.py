@@ -18,6 +18,7 @@ aten = torch.ops.aten
 
 _SAME_ELEMENTS = (
     aten.view.default,
+    aten.reshape.default,
     aten._unsafe_view.default,
     aten.flatten.using_ints,
     aten.squeeze.dim,

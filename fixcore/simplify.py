@@ -26,6 +26,7 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     _single_outputs(graph)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
+    _view_any_layout(graph)
     _activate_in_place(graph)
     graph.eliminate_dead_code()
     for node in [node for node in constants if not node.users]:
@@ -122,6 +123,13 @@ def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
         convolution.kwargs = {}
         node.replace_all_uses_with(convolution)
         graph.erase_node(node)
+
+
+def _view_any_layout(graph: fx.Graph) -> None:
+    """Let what was exported as a view of row-major memory also be a copy: images may come in channels last."""
+    for node in graph.nodes:
+        if node.target is aten.view.default:
+            node.target = aten.reshape.default
 
 
 def _activate_in_place(graph: fx.Graph) -> None:

@@ -75,6 +75,7 @@ def comes_from_map(visit: Visit) -> bool:
     node = visit.source("input")
     while node.op == "call_function" and node.target in (
         aten.view.default,
+        aten.reshape.default,
         aten.flatten.using_ints,
         aten.clone.default,
     ):

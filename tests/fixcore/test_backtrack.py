@@ -308,3 +308,16 @@ def test_golden_fixations_of_an_integer_network():
 
 
 GOLDEN = {(0, 0): 0.071, (0, 2): 0.2299, (0, 4): 0.2197, (2, 0): 0.111, (2, 2): 0.0571, (2, 6): 0.0381, (4, 4): 0.2733}
+
+
+def test_a_flattened_map_may_come_in_channels_last() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)).eval()
+    images = torch.randint(0, 9, (2, 3, 8, 8)).float()
+    graph = fixcore.capture(network, images)
+    other = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(graph.record(other).logits, network(images).detach())
+    target = torch.tensor([0, 2])
+    one, two = (fixcore.backtrack(graph.record(layout), target) for layout in (images, other))
+    assert (one.row.tolist(), one.col.tolist()) == (two.row.tolist(), two.col.tolist())
+    torch.testing.assert_close(one.mass, two.mass)

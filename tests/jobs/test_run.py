@@ -1,0 +1,212 @@
+"""Whole audits in every way of judging; the same with Ray and without, and after being stopped."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from jobs.inprocess import InProcess
+from jobs.local import LocalRay
+from jobs.progress import Reporter
+from jobs.run import RunResult, run_audit
+from pipeline.config import resolve_config
+from pipeline.errors import AuditError
+from pipeline.runfolder import RunFolder
+from tests.users_networks import bright, scrambled
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Bright and dark pictures, two under the wrong label and one that nobody can read."""
+    root = tmp_path_factory.mktemp("pictures")
+    draw = np.random.default_rng(0)
+    for name, level in (("bright", 150), ("dark", 0)):
+        (root / name).mkdir()
+        for number in range(COUNT):
+            shown = 150 - level if number == 0 else level
+            pixels = draw.integers(shown, shown + 100, (24, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{number:02d}.png")
+    (root / "dark" / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Noise under random labels: who judges better than chance has seen the answer."""
+    root = tmp_path_factory.mktemp("noise")
+    draw = np.random.default_rng(1)
+    for name in ("heads", "tails"):
+        (root / name).mkdir()
+        for number in range(60):
+            Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+    return root
+
+
+def audited(dataset: Path, out: Path, engine: Any = None, **settings: Any) -> RunResult:
+    told = {"dataset": str(dataset), "out": str(out), "name": "r", "folds": 2, **settings}
+    config = resolve_config(None, {}, {name: str(value) for name, value in told.items()})
+    return run_audit(config, engine or InProcess(), Reporter(quiet=True, console=Console(file=io.StringIO())))
+
+
+def evidence_of(folder: RunFolder) -> pd.DataFrame:
+    return pd.concat([pd.read_parquet(part) for part in folder.evidence_parts()]).set_index("image_id")
+
+
+def assert_same(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    assert list(one.index) == list(other.index)
+    for name in one.columns:
+        for left, right in zip(one[name], other[name], strict=True):
+            np.testing.assert_array_equal(np.asarray(left), np.asarray(right), err_msg=name)
+
+
+def test_direct_finds_what_is_mislabeled(dataset: Path, tmp_path: Path) -> None:
+    result = audited(dataset, tmp_path, predict="direct", model="tests.users_networks:bright")
+    assert result.counts["images"] == 2 * COUNT + 1
+    assert result.counts["error"] == 1
+    audit = pd.read_parquet(result.folder.audit).set_index("image_id")
+    assert set(audit.index[audit.is_mislabeled]) == {"bright/00.png", "dark/00.png"}
+    assert audit.suggested_name["bright/00.png"] == "dark"
+    assert not result.folder.work.exists()
+
+
+def test_an_exported_program_judges_as_its_network(dataset: Path, tmp_path: Path) -> None:
+    program = torch.export.export(
+        bright().eval(), (torch.zeros(2, 3, 64, 64),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},)
+    )
+    notes = '{"mean": [0, 0, 0], "std": [1, 1, 1], "resize": 80, "categories": ["bright", "dark"]}'
+    torch.export.save(program, tmp_path / "bright.pt2", extra_files={"fixaudit.json": notes})
+    exported = audited(dataset, tmp_path / "a", predict="direct", model=tmp_path / "bright.pt2")
+    built = audited(dataset, tmp_path / "b", predict="direct", model="tests.users_networks:bright")
+    assert_same(evidence_of(exported.folder), evidence_of(built.folder))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"predict": "probe", "model": "tests.users_networks:bright"}, {"predict": "train", "epochs": 30}]
+)
+def test_learning_out_of_sample_finds_what_is_mislabeled(
+    dataset: Path, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    result = audited(dataset, tmp_path, **settings)
+    audit = pd.read_parquet(result.folder.audit).set_index("image_id")
+    assert {"bright/00.png", "dark/00.png"} <= set(audit.index[audit.is_mislabeled])
+    assert audit.is_mislabeled.sum() <= 4
+    evidence = evidence_of(result.folder)
+    assert set(evidence.fold[evidence.status == "ok"]) == {0, 1}
+
+
+def test_a_leak_would_show(noise: Path, tmp_path: Path) -> None:
+    """The features can learn all of these labels by heart; out of sample they are a coin's."""
+    result = audited(noise, tmp_path, predict="probe", model="tests.users_networks:scrambled")
+    evidence = evidence_of(result.folder)
+    right = (evidence.pred == evidence.label).mean()
+    assert abs(right - 0.5) < 4 * np.sqrt(0.25 / len(evidence))
+    # and by heart they can be learned: a head fitted to all of them knows nearly all
+    network = scrambled().eval()
+    pixels = np.array([np.array(Image.open(noise / name)) for name in evidence.index])
+    with torch.no_grad():
+        features = network.features((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+    solution = torch.linalg.lstsq(
+        features, torch.tensor(evidence.label.tolist()).float()[:, None] - 0.5, driver="gelsd"
+    ).solution
+    assert ((features @ solution > 0)[:, 0].numpy() == (evidence.label == 1)).mean() > 0.95
+
+
+@pytest.mark.parametrize("model", [None, "tests.users_networks:bright"])
+def test_probabilities_brought_decide(dataset: Path, tmp_path: Path, model: str | None) -> None:
+    rows = []
+    for path in sorted(dataset.rglob("*.png")):
+        is_bright = path.parent.name == "bright"
+        rows.append((path.relative_to(dataset).as_posix(), 0.9 if is_bright else 0.1, 0.1 if is_bright else 0.9))
+    probs = pd.DataFrame(rows, columns=["image_id", "bright", "dark"]).set_index("image_id")
+    probs.loc["bright/07.png"] = (0.05, 0.95)
+    probs.drop("dark/broken.png").reset_index().to_csv(tmp_path / "probs.csv", index=False)
+    more = {} if model is None else {"model": model}
+    result = audited(dataset, tmp_path, predict="probs", probs=tmp_path / "probs.csv", **more)
+    audit = pd.read_parquet(result.folder.audit).set_index("image_id")
+    assert set(audit.index[audit.is_mislabeled]) == {"bright/07.png"}
+    evidence = evidence_of(result.folder)
+    assert evidence.loc["bright/07.png", "pred_name"] == "dark"
+    assert evidence.pred_fix_x.notna().any() == (model is not None)
+
+
+def test_classes_smaller_than_the_folds_are_said_and_audited(dataset: Path, tmp_path: Path) -> None:
+    small = tmp_path / "data"
+    for name in (
+        "bright/01.png",
+        "bright/02.png",
+        "bright/03.png",
+        "bright/04.png",
+        "bright/05.png",
+        "dark/01.png",
+        "dark/02.png",
+    ):
+        (small / name).parent.mkdir(parents=True, exist_ok=True)
+        (small / name).write_bytes((dataset / name).read_bytes())
+    result = audited(small, tmp_path, predict="train", epochs=2, folds=5)
+    assert any("dark" in line and "fold" in line for line in result.warnings), result.warnings
+    assert result.counts["ok"] == 7
+    assert evidence_of(result.folder).pred.notna().all()
+
+
+def test_weights_that_do_not_fit_are_named(dataset: Path, tmp_path: Path) -> None:
+    torch.save({"look.weight": torch.zeros(1, 3, 4, 4), "look.bias": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(AuditError, match=r"w\.pt do not fit: judge\.weight is missing"):
+        audited(dataset, tmp_path, predict="direct", model="tests.users_networks:bright", weights=tmp_path / "w.pt")
+
+
+class Stopped(InProcess):
+    """A person presses Ctrl-C after two shards."""
+
+    def map_shards(self, *arguments: Any) -> Iterator[Any]:
+        for number, result in enumerate(super().map_shards(*arguments)):
+            if number == 2:
+                raise KeyboardInterrupt
+            yield result
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(dataset: Path, tmp_path: Path) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright", "shard_size": 6}
+    whole = audited(dataset, tmp_path / "whole", **settings)
+    with pytest.raises(KeyboardInterrupt):
+        audited(dataset, tmp_path / "cut", Stopped(), **settings)
+    folder = RunFolder(tmp_path / "cut" / "r")
+    assert not folder.is_complete
+    done = {part: part.stat().st_mtime_ns for part in folder.evidence_parts()}
+    assert 2 <= len(done) < 7
+    again = audited(dataset, tmp_path / "cut", **settings)
+    assert sum(part.stat().st_mtime_ns == done.get(part) for part in folder.evidence_parts()) >= 2
+    assert_same(evidence_of(again.folder), evidence_of(whole.folder))
+    assert pd.read_parquet(again.folder.audit).equals(pd.read_parquet(whole.folder.audit))
+
+
+def test_a_damaged_shard_is_judged_again(dataset: Path, tmp_path: Path) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright", "shard_size": 6}
+    with pytest.raises(KeyboardInterrupt):
+        audited(dataset, tmp_path, Stopped(), **settings)
+    folder = RunFolder(tmp_path / "r")
+    folder.evidence_parts()[0].write_bytes(b"cut off")
+    assert len(evidence_of(audited(dataset, tmp_path, **settings).folder)) == 2 * COUNT + 1
+
+
+@pytest.mark.parametrize(
+    "settings", [{"predict": "direct", "model": "tests.users_networks:bright"}, {"predict": "train", "epochs": 2}]
+)
+def test_ray_and_this_process_find_the_same(
+    dataset: Path, tmp_path: Path, local_ray: LocalRay, settings: dict[str, Any]
+) -> None:
+    by_ray = audited(dataset, tmp_path / "ray", local_ray, shard_size=11, **settings)
+    here = audited(dataset, tmp_path / "here", shard_size=11, **settings)
+    assert by_ray.counts == here.counts
+    if settings["predict"] == "direct":
+        assert_same(evidence_of(by_ray.folder), evidence_of(here.folder))

@@ -1,0 +1,186 @@
+"""From a file on disk to evidence in its own pixels, through decoding, resizing, judging and tracing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from pipeline import rle
+from pipeline.evidence import EvidenceStep
+from pipeline.geometry import InputSpec, seen_region
+from pipeline.images import decode_shard
+from pipeline.judge import Judge, JudgePlan
+from pipeline.manifest import read_manifest
+from pipeline.network import small_network
+from pipeline.train import TrainPlan
+from tests.pipeline.pictures import FILES, block, encoded
+from tests.users_networks import SIDE, Bright
+
+MODEL = "tests.users_networks:bright"
+CELL = 4  # network pixels that one place of the class map looks at
+
+
+def plan(**changes):
+    return JudgePlan(
+        **{
+            "predict": "direct",
+            "class_names": ("bright", "dark"),
+            "input": Bright.input_spec,
+            "model": MODEL,
+            "drift": False,
+        }
+        | changes
+    )
+
+
+def evidence_of(root: Path, judge_plan: JudgePlan) -> pd.DataFrame:
+    (shard,) = read_manifest(root).shards()
+    table = EvidenceStep(judge_plan)(decode_shard(shard, judge_plan.input))
+    return table.to_pandas(integer_object_nulls=True).set_index("image_id")
+
+
+def laid_out(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def assert_evidence_is_on(row, box, spec: InputSpec) -> None:
+    """Points, box and mask lie on the block, to within the cell of the class map that saw it."""
+    region = seen_region(row.width, row.height, spec)
+    x0, y0, x1, y1 = box
+    reach_x, reach_y = CELL * region.step_x, CELL * region.step_y
+    assert (row.pred_fix_x >= x0 - reach_x).all()
+    assert (row.pred_fix_x < x1 + reach_x).all()
+    assert (row.pred_fix_y >= y0 - reach_y).all()
+    assert (row.pred_fix_y < y1 + reach_y).all()
+    assert row.pred_fix_mass.sum() == pytest.approx(1, abs=1e-5)
+    assert row.pred_fix_x.min() >= 0
+    assert row.pred_fix_x.max() < row.width
+    assert row.pred_fix_y.max() < row.height
+    left, top, right, bottom = row.pred_box
+    assert max(abs(left - x0), abs(right - x1)) <= 1.5 * reach_x
+    assert max(abs(top - y0), abs(bottom - y1)) <= 1.5 * reach_y
+    mask = rle.decode(row.pred_mask, row.height, row.width)
+    assert mask.shape == (row.height, row.width)
+    ys, xs = np.nonzero(mask)
+    assert x0 <= xs.mean() <= x1
+    assert y0 <= ys.mean() <= y1
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "box"),
+    [
+        (64, 64, (20, 8, 44, 32)),
+        (131, 97, (40, 20, 80, 60)),
+        (97, 131, (30, 60, 70, 100)),
+        (401, 200, (150, 50, 250, 150)),
+        (33, 47, (10, 20, 24, 34)),
+    ],
+)
+@pytest.mark.parametrize("fit", ["crop", "squash"])
+def test_evidence_lies_on_the_block_in_original_pixels(tmp_path, width, height, box, fit):
+    root = laid_out(tmp_path, {"bright/a.png": encoded(Image.fromarray(block(width, height, box))), "dark/b.png": b""})
+    spec = InputSpec(size=SIDE, resize=80, fit=fit, mean=(0.0,) * 3, std=(1.0,) * 3)
+    row = evidence_of(root, plan(input=spec)).loc["bright/a.png"]
+    assert (row.width, row.height, row.pred_name) == (width, height, "bright")
+    assert_evidence_is_on(row, box, spec)
+
+
+@pytest.mark.parametrize("kind", sorted(FILES))
+def test_evidence_lies_on_the_block_in_every_kind_of_file(tmp_path, kind):
+    box = (30, 20, 70, 60)
+    root = laid_out(tmp_path, {"bright/a.png": FILES[kind](block(131, 97, box)), "dark/b.png": b""})
+    row = evidence_of(root, plan()).loc["bright/a.png"]
+    assert row.pred_name == "bright"
+    assert_evidence_is_on(row, box, Bright.input_spec)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_evidence_lies_on_the_block_as_a_person_sees_the_picture(tmp_path, orientation):
+    box = (30, 20, 70, 60)
+    upright = block(131, 97, box)
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.T,
+        6: upright.T[::-1],
+        7: upright.T[::-1, ::-1],
+        8: upright.T[:, ::-1],
+    }[orientation]
+    exif = Image.Exif()
+    exif[274] = orientation
+    content = encoded(Image.fromarray(np.ascontiguousarray(stored)), "JPEG", exif=exif, quality=95)
+    row = evidence_of(laid_out(tmp_path, {"bright/a.jpg": content, "dark/b.png": b""}), plan()).loc["bright/a.jpg"]
+    assert (row.width, row.height) == (131, 97)
+    assert_evidence_is_on(row, box, Bright.input_spec)
+
+
+def test_both_labels_are_traced_only_where_they_differ(tmp_path):
+    bright = encoded(Image.fromarray(block(64, 64, (8, 8, 40, 40))))
+    dark = encoded(Image.fromarray(block(64, 64, (0, 0, 0, 0))))
+    root = laid_out(tmp_path, {"bright/a.png": bright, "dark/b.png": bright, "dark/c.png": dark, "bright/d.png": b"x"})
+    rows = evidence_of(root, plan())
+    assert list(rows.index) == ["bright/a.png", "bright/d.png", "dark/b.png", "dark/c.png"]
+    assert rows.label_fix_x.notna().tolist() == [False, False, True, False]
+    assert rows.loc["dark/b.png"].evidence_overlap >= 0
+    bad = rows.loc["bright/d.png"]
+    assert bad.status == "error"
+    assert bad.error
+    assert bad[["pred", "probs", "pred_fix_x", "pred_box", "pred_mask"]].isna().all()
+
+
+def test_evidence_does_not_depend_on_the_batch(tmp_path):
+    draw = np.random.default_rng(0)
+    pictures = {
+        f"{'bright' if number % 2 else 'dark'}/{number}.png": encoded(
+            Image.fromarray(draw.integers(0, 256, (40 + number, 60, 3), dtype=np.uint8))
+        )
+        for number in range(9)
+    }
+    root = laid_out(tmp_path, pictures)
+    one, many = (evidence_of(root, plan(batch_size=size, drift=True)) for size in (1, 8))
+    for column in one.columns:
+        for left, right in zip(one[column], many[column], strict=True):
+            np.testing.assert_array_equal(np.asarray(left), np.asarray(right), err_msg=column)
+
+
+def test_each_image_is_judged_by_the_network_that_never_saw_its_fold(tmp_path):
+    """Network f answers class f whatever it sees, so the answer names the network."""
+    spec = InputSpec(size=32, fit="squash")
+    files = []
+    for fold in range(3):
+        network = small_network(3, 32)
+        state = {name: value.clone() for name, value in network.state_dict().items()}
+        weight, bias = list(state)[-2:]
+        assert state[bias].shape == (3,)
+        state[weight].zero_()
+        state[bias].copy_(-10.0)
+        state[bias][fold] = 10.0
+        save_file(state, tmp_path / f"{fold}.safetensors")
+        files.append(str(tmp_path / f"{fold}.safetensors"))
+    judge = Judge(
+        plan(
+            predict="train",
+            class_names=("a", "b", "c"),
+            input=spec,
+            model=None,
+            train=TrainPlan(class_count=3, input=spec),
+            fold_weights=tuple(files),
+        )
+    )
+    folds = np.array([2, 0, 1, 1, 0, 2, 2], dtype=np.int16)
+    images = judge.images(np.random.default_rng(0).integers(0, 256, (7, 32, 32, 3), dtype=np.uint8))
+    answers = np.full(7, -1)
+    for verdict in judge.judge(images, folds):
+        answers[verdict.image] = verdict.probs.argmax(1).numpy()
+    assert (answers == folds).all()
+    assert (judge.probabilities(images, folds).argmax(1).numpy() == folds).all()

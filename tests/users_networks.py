@@ -1,0 +1,53 @@
+"""Networks as a user would name them: package.module:function, called without arguments."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipeline.geometry import InputSpec
+
+SIDE = 64
+
+
+class Bright(nn.Module):
+    """Class 0 where bright pixels outweigh, class 1 elsewhere; its evidence for class 0 is where it is bright."""
+
+    input_spec = InputSpec(size=SIDE, resize=80, mean=(0.0,) * 3, std=(1.0,) * 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(3, 1, 4, stride=4)
+        self.judge = nn.Linear(1, 2)
+        with torch.no_grad():
+            self.look.weight.fill_(1 / 48)
+            self.look.bias.fill_(-0.5)
+            self.judge.weight.copy_(torch.tensor([[100.0], [-100.0]]))
+            self.judge.bias.copy_(torch.tensor([-0.5, 0.5]))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.judge(self.look(images).relu().mean((2, 3)))
+
+
+def bright() -> nn.Module:
+    return Bright()
+
+
+class Scrambled(nn.Module):
+    """Random features, many enough to learn any small set of pictures by heart with one linear layer."""
+
+    input_spec = InputSpec(size=16, fit="squash", mean=(0.5,) * 3, std=(0.25,) * 3)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 96, 8, stride=4), nn.ReLU(), nn.Flatten())
+        self.head = nn.Linear(96 * 9, 2)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))
+
+
+def scrambled() -> nn.Module:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return Scrambled()
