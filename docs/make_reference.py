@@ -16,7 +16,9 @@ if str(_ROOT) not in sys.path:  # run as a script, only this folder is there
     sys.path.insert(0, str(_ROOT))
 
 import pyarrow as pa  # noqa: E402
+import typer  # noqa: E402
 
+import cli  # noqa: E402
 from pipeline import schema  # noqa: E402
 from pipeline.summary import ClassSummary, Summary  # noqa: E402
 
@@ -82,7 +84,40 @@ def summary_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES: dict[str, Callable[[], str]] = {"schema.md": schema_page, "summary.md": summary_page}
+def command_page() -> str:
+    """Return command.md: every command and option, as `--help` says them."""
+    group = typer.main.get_command(cli.app)
+    lines = [
+        _GENERATED,
+        "# The command",
+        "",
+        "Exit codes: 0 done, 2 error (one line on stderr; `--debug` adds the traceback), 130 stopped by Ctrl-C.",
+        "Progress and notes go to stderr, results to stdout, as JSON with `--json`.",
+        "",
+        "The settings of `run` may also stand in a TOML file (`--config`; see `configs/`), or in variables:",
+        "`--batch-size` is `batch_size` there and `FIXAUDIT_BATCH_SIZE` here. Defaults < TOML < variables < options.",
+        "The default is in brackets.",
+    ]
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        arguments = [one for one in command.params if one.param_type_name == "argument"]
+        usage = " ".join(one.metavar if one.required else f"[{one.metavar}]" for one in arguments)
+        lines += ["", f"## fixaudit {' '.join([name, usage]).strip()}", ""]
+        lines += [" ".join(part.split()) for part in command.help.split("\n\n")]
+        lines += ["", "| argument or option | meaning |", "|---|---|"]
+        for one in command.params:
+            names = (
+                f"`{one.metavar}`" if one in arguments else ", ".join(f"`{_option(one, told)}`" for told in one.opts)
+            )
+            names += "".join(f", `{told}`" for told in one.secondary_opts)
+            lines.append(f"| {names} | {_cell(one.help or '')} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "command.md": command_page,
+    "schema.md": schema_page,
+    "summary.md": summary_page,
+}
 
 
 def main() -> None:
@@ -91,6 +126,10 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, page in PAGES.items():
         (folder / name).write_text(page(), encoding="utf-8")
+
+
+def _option(parameter: Any, name: str) -> str:
+    return name if parameter.is_flag or not parameter.metavar else f"{name} {parameter.metavar}"
 
 
 def _meaning(column: pa.Field[Any]) -> str:
