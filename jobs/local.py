@@ -100,14 +100,14 @@ class LocalRay:
         )
         actors = [worker.remote(make_step, finish) for _ in range(count)]
         free = deque(actor for _ in range(_QUEUED) for actor in actors)
-        most_decoded = max(1, self._all_cores // _DECODE_THREADS)
+        most_decoded = max(1, self._all_cores // _DECODE_THREADS)  # beyond what free actors can take
         decoding = _call.options(num_cpus=1)
         todo = deque(shards)
         decoded: deque[Any] = deque()
         running: dict[Any, Any] = {}
         try:
             while todo or decoded or running:
-                while todo and len(decoded) < most_decoded:
+                while todo and len(decoded) < len(free) + most_decoded:
                     decoded.append(decoding.remote(decode, _compact(todo.popleft())))
                 while decoded and free:
                     actor = free.popleft()

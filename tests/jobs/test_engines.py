@@ -68,6 +68,25 @@ def test_every_shard_comes_back_once_and_steps_are_built_once_per_worker(engine:
     assert 1 <= len(list(tmp_path.iterdir())) <= (2 if isinstance(engine, LocalRay) else 1)
 
 
+@dataclass
+class Meeting:
+    """A step that ends only once another worker is at work as well."""
+
+    place: Path
+
+    def __call__(self, shard: DecodedShard) -> None:
+        (self.place / str(os.getpid())).touch()
+        patience = time.monotonic() + 60
+        while len(list(self.place.iterdir())) < 2:
+            assert time.monotonic() < patience, "no other worker came"
+            time.sleep(0.01)
+
+
+def test_workers_are_at_work_at_once(local_ray: LocalRay, tmp_path: Path) -> None:
+    found = local_ray.map_shards(shards_of(1, 1, 1), decode, functools.partial(Meeting, tmp_path), pair)
+    assert sorted(index for index, _ in found) == [0, 1, 2]
+
+
 def test_no_shards_build_no_step(engine: Engine, tmp_path: Path) -> None:
     assert list(engine.map_shards([], decode, functools.partial(Doubling, tmp_path), pair)) == []
     assert list(tmp_path.iterdir()) == []
