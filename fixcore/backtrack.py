@@ -52,7 +52,7 @@ def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options
         if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
             continue
         here = merged(arrived, recording.shapes[node].numel())
-        visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options)
+        visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks)
         for source, moved in rule.entry(node).follow(visit, here):
             if len(moved):
                 waiting.setdefault(source, []).append(moved)

@@ -19,6 +19,18 @@ from fixcore.head import Head, find_head
 from fixcore.rules import rule
 from fixcore.simplify import Constants, arguments_by_name, simplify
 
+aten = torch.ops.aten
+
+_COMPOSED = (
+    aten.einsum.default,
+    aten.lstm.input,
+    aten.lstm_cell.default,
+    aten.gru.input,
+    aten.gru_cell.default,
+    aten.rnn_tanh.input,
+    aten.rnn_relu.input,
+)
+
 
 def capture(model: nn.Module | ExportedProgram, example: Tensor) -> Graph:
     """Return the network as a graph that can be recorded and walked back; the model itself is left untouched.
@@ -30,7 +42,7 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> Graph:
     Raises CaptureError for a model in train mode, or one that torch.export cannot read.
     """
     program = model if isinstance(model, ExportedProgram) else _exported(model, example)
-    program = program.run_decompositions({})
+    program = program.run_decompositions(_decompositions())
     graph, signature = program.graph, program.graph_signature
     constants: Constants = {}
     images = None
@@ -69,6 +81,7 @@ class Graph:
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
         self._steps = _schedule(self.nodes, {*kept, self.logits, *constants})
+        self.blanks = self._find_blanks()
         self._logit_steps = _schedule(self.nodes, {self.logits, *constants})
         features = [] if self.head is None else [self.head.map]
         until = self.nodes.index(features[0]) + 1 if features and features[0] in self.nodes else 0
@@ -141,9 +154,39 @@ class Graph:
                 if not isinstance(node.meta.get("val"), Tensor):
                     kept.add(node)  # sizes, read again by layout rules
                 continue
-            sources = [self.arguments[node][name] for name in rule[node.target].keeps]
-            kept.update(source for source in sources if isinstance(source, fx.Node))
+            for name in rule[node.target].keeps:
+                fx.node.map_arg(self.arguments[node].get(name), kept.add)
         return kept
+
+    def _find_blanks(self) -> dict[fx.Node, Tensor]:
+        """Find kept elements that no pixel reaches: show the network an image of NaN, and see what is a number still.
+
+        There are such elements only where something constant, say a learned token, was joined to what came from the
+        image. Without it the network is not run.
+        """
+        joined = (aten.cat.default, aten.stack.default)
+        if not any(
+            node.target in joined and any(source.meta["is_constant"] for source in node.all_input_nodes)
+            for node in self.nodes
+            if not node.meta["is_constant"]
+        ):
+            return {}
+        seen = self.images.meta["val"]
+        nothing = torch.full((1, *self.input_shape), torch.nan, dtype=seen.dtype, device=seen.device)
+        values: dict[fx.Node, Any] = {**self.constants, self.images: nothing}
+        _run(self._steps, values, {})
+        blanks = {}
+        for node in self.nodes:
+            value = values.get(node)
+            if not isinstance(value, Tensor) or node.meta["is_constant"] or not value.is_floating_point():
+                continue
+            if all(
+                isinstance(extent, int) for extent in node.meta["val"].shape[1:]
+            ):  # images follow each other, one by one
+                blank = ~value.isnan().flatten()
+                if blank.any():
+                    blanks[node] = blank
+        return blanks
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -216,6 +259,12 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
         raise CaptureError(
             f"torch.export cannot read {type(model).__name__}: {reason[0] if reason else type(error).__name__}"
         ) from error
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Recurrent layers and einsum as the simpler operations they consist of; everything else stays."""
+    every = torch.export.default_decompositions()
+    return {operation: every[operation] for operation in _COMPOSED}
 
 
 def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:

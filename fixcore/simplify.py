@@ -21,9 +21,14 @@ _FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, ate
 """Operations whose output shares memory with nothing else."""
 
 
+_FILLED = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
+"""Operations that take nothing from their first argument but its type."""
+
+
 def simplify(graph: fx.Graph, constants: Constants) -> None:
     """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more."""
     _single_outputs(graph)
+    _fold_constants(graph, constants)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
     _view_any_layout(graph)
@@ -90,6 +95,27 @@ _REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], tuple[Any, tuple[A
     aten.chunk.default: _split,
     aten.unbind.int: _unbind,
 }
+
+
+def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
+    """Compute once what depends on neither the images nor their number: masks and tables of positions."""
+    for node in list(graph.nodes):
+        if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
+            continue
+        arguments = arguments_by_name(node)
+        if node.target in _FILLED:  # reads the type of its input, not its values
+            arguments["self"] = torch.empty(0, dtype=node.meta["val"].dtype, device=node.meta["val"].device)
+        sources: list[fx.Node] = []
+        fx.node.map_arg(arguments, sources.append)
+        if not all(source in constants for source in sources):
+            continue
+        value = node.target(**fx.node.map_arg(arguments, constants.__getitem__))
+        with graph.inserting_before(next(iter(graph.nodes))):
+            folded = graph.placeholder(f"{node.name}_folded")
+        folded.meta = dict(node.meta)
+        constants[folded] = value.contiguous()
+        node.replace_all_uses_with(folded)
+        graph.erase_node(node)
 
 
 def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:

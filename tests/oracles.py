@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -176,7 +177,12 @@ def adaptive_average_pool(given: dict[str, Any], at: tuple[int, ...], options: O
     return mean_of(cells, options)
 
 
-@oracle(aten.mean.dim)
+@oracle(aten.amax.default)
+def largest(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    return mean(given, at, replace(options, average_pool="argmax"))
+
+
+@oracle(aten.mean.dim, aten.sum.dim_IntList)
 def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     values = given["self"]
     reduced = {d % values.dim() for d in given["dim"]} if given["dim"] else set(range(values.dim()))
@@ -195,6 +201,7 @@ def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.clamp.default,
     aten.clamp_min.default,
     aten.leaky_relu.default,
+    aten.prelu.default,
     aten.elu.default,
     aten.gelu.default,
     aten.silu.default,
@@ -206,6 +213,17 @@ def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.softplus.default,
     aten.dropout.default,
     aten.neg.default,
+    aten.abs.default,
+    aten.exp.default,
+    aten.log.default,
+    aten.sqrt.default,
+    aten.rsqrt.default,
+    aten.reciprocal.default,
+    aten.pow.Tensor_Scalar,
+    aten.add.Scalar,
+    aten.sub.Scalar,
+    aten.mul.Scalar,
+    aten.masked_fill.Scalar,
     aten.div.Scalar,
     aten.clone.default,
     aten.contiguous.default,
@@ -233,10 +251,64 @@ def operands(given: dict[str, Any]) -> list[str]:
     return [name for name in given["order"] if name in ("self", "other")]
 
 
-@oracle(aten.add.Tensor, aten.add_.Tensor)
+@oracle(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor)
 def add(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
-    found = [(name, broadcast_from(at, given[name].shape)) for name in operands(given)]
-    return {first_best([((name, place), float(given[name][place])) for name, place in found]): 1.0}
+    sign = -1 if given["operation"] is aten.sub.Tensor else 1
+    adds = []
+    for name in operands(given):
+        place = broadcast_from(at, given[name].shape)
+        value = float(given[name][place])
+        adds.append(((name, place), value * sign * given["alpha"] if name == "other" else value))
+    return {first_best(adds): 1.0}
+
+
+@oracle(aten.div.Tensor)
+def div(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    name = "self" if "self" in operands(given) else "other"
+    return {(name, broadcast_from(at, given[name].shape)): 1.0}
+
+
+@oracle(aten.matmul.default, aten.bmm.default, aten.mm.default)
+def matmul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    right_name = "other" if "other" in given else "mat2"
+    left, right = given["self"], given[right_name]
+    *batch, row, col = at
+
+    def within(matrix: torch.Tensor) -> tuple[int, ...]:
+        return broadcast_from(tuple(batch), matrix.shape[:-2]) if matrix.dim() > 2 else ()
+
+    terms = []
+    for j in range(left.shape[-1]):
+        places = {"self": (*within(left), row, j), right_name: (*within(right), j, col)}
+        terms.append((places, float(left[places["self"]] * right[places[right_name]])))
+    moving = [name for name in given["order"] if name in ("self", right_name)]
+    if moving == ["self"] and left.dim() == 2:
+        shares = exciting([(places["self"], value) for places, value in terms], options.vector)
+        return {("self", place): share for place, share in shares.items()}
+    winner = first_best(terms)
+    looking = given.get("looking", [])
+    followed = [name for name in moving if name not in looking] if len(looking) == 1 else moving
+    return {(name, winner[name]): 1 / len(followed) for name in followed}
+
+
+@oracle(aten.scaled_dot_product_attention.default)
+def attention(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    query, key, value = given["query"], given["key"], given["value"]
+    *head, row, feature = at
+    scale = given["scale"] or 1 / math.sqrt(query.shape[-1])
+    scores = []
+    for token in range(key.shape[-2]):
+        score = scale * sum(float(query[(*head, row, e)] * key[(*head, token, e)]) for e in range(query.shape[-1]))
+        if given["is_causal"] and token > row:
+            score = -math.inf
+        if given["attn_mask"] is not None:
+            allowed = given["attn_mask"][broadcast_from((*head, row, token), given["attn_mask"].shape)]
+            score = (score if allowed else -math.inf) if allowed.dtype == torch.bool else score + float(allowed)
+        scores.append(score)
+    total = sum(math.exp(score - max(scores)) for score in scores)
+    looked = [math.exp(score - max(scores)) / total for score in scores]
+    products = [((*head, t, feature), looked[t] * float(value[(*head, t, feature)])) for t in range(len(looked))]
+    return {("value", first_best(products)): 1.0}
 
 
 @oracle(aten.mul.Tensor)
@@ -263,6 +335,14 @@ def mul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.slice.Tensor,
     aten.narrow.default,
     aten.select.int,
+    aten.roll.default,
+    aten.flip.default,
+    aten.repeat.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
 )
 def look_up(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     """Run the operation on a tensor that holds its own positions, and read there."""
@@ -283,6 +363,12 @@ def cat(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
             return {(f"tensors.{number}", own): 1.0}
         first += part.shape[dim]
     raise AssertionError("outside every part")
+
+
+@oracle(aten.stack.default)
+def stack(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    dim = given["dim"] % len(at)
+    return {(f"tensors.{at[dim]}", (*at[:dim], *at[dim + 1 :])): 1.0}
 
 
 @oracle(aten.pad.default, aten.constant_pad_nd.default)

@@ -3,11 +3,12 @@
 convolution   the winning channel
 linear        the exciting inputs
 pooling       the winner of a maximum, the strong cells of a mean
+attention     the token that was looked at
 elementwise   activations, sums, products
 layout        views, concatenations, slices: the same element, elsewhere
 """
 
-from fixcore.rules import convolution, elementwise, layout, linear, pooling
+from fixcore.rules import attention, convolution, elementwise, layout, linear, pooling
 from fixcore.rules.table import MASS, PAPER, Options, rule
 
-__all__ = ["MASS", "PAPER", "Options", "convolution", "elementwise", "layout", "linear", "pooling", "rule"]
+__all__ = ["MASS", "PAPER", "Options", "attention", "convolution", "elementwise", "layout", "linear", "pooling", "rule"]

@@ -11,13 +11,14 @@ from fixcore.rules.table import Flow, Visit, rule
 aten = torch.ops.aten
 
 
-@rule(
+PASSES = (
     aten.relu.default,
     aten.relu_.default,
     aten.hardtanh.default,
     aten.clamp.default,
     aten.clamp_min.default,
     aten.leaky_relu.default,
+    aten.prelu.default,
     aten.elu.default,
     aten.gelu.default,
     aten.silu.default,
@@ -29,7 +30,18 @@ aten = torch.ops.aten
     aten.softplus.default,
     aten.dropout.default,
     aten.neg.default,
+    aten.abs.default,
+    aten.exp.default,
+    aten.log.default,
+    aten.sqrt.default,
+    aten.rsqrt.default,
+    aten.reciprocal.default,
+    aten.pow.Tensor_Scalar,
+    aten.add.Scalar,
+    aten.sub.Scalar,
+    aten.mul.Scalar,
     aten.div.Scalar,
+    aten.masked_fill.Scalar,
     aten.clone.default,
     aten.contiguous.default,
     aten.alias.default,
@@ -39,6 +51,10 @@ aten = torch.ops.aten
     aten.softmax.int,
     aten.log_softmax.int,
 )
+"""Operations that change each element where it stands."""
+
+
+@rule(*PASSES)
 def same_place(visit: Visit, points: Points) -> Flow:
     """Stay: the element itself was changed, none was moved. Mass: kept whole."""
     return [(visit.source("self" if "self" in visit.arguments else "input"), points)]
@@ -54,21 +70,30 @@ def normalised(visit: Visit, points: Points) -> Flow:
     return [(visit.source("input"), points)]
 
 
-@rule(aten.add.Tensor, aten.add_.Tensor, keeps=("self", "other"))
+@rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, keeps=("self", "other"))
 def larger_branch(visit: Visit, points: Points) -> Flow:
-    """Skip connection: follow the branch with the larger activation; ties to the branch computed earlier (the skip).
+    """Skip connection: follow the branch that adds more; ties to the branch computed earlier (the skip).
 
-    A constant is no branch. A branch that was broadcast is followed to the element it was read from. Mass: kept whole.
+    A constant is no branch, nor is an element that no pixel reaches where the other branch has one. A branch that was
+    broadcast is followed to the element it was read from. Mass: kept whole.
     """
     branches = _branches(visit, ("self", "other"))
     if len(branches) < 2:
-        return [(branch, points.moved(index)) for branch, index, _ in _read(visit, branches, points)]
+        return [(branch, points.moved(_index_in(visit, branch, points))) for branch in branches]
     (first, first_index, left), (second, second_index, right) = _read(visit, branches, points)
     goes_first = left >= right
     return [
         (first, points.moved(first_index).where(goes_first)),
         (second, points.moved(second_index).where(~goes_first)),
     ]
+
+
+@rule(aten.div.Tensor)
+def numerator(visit: Visit, points: Points) -> Flow:
+    """Quotient: follow what is divided (normalisation), or if that is constant its divisor. Mass: kept whole."""
+    divided = visit.source("self")
+    branch = visit.source("other") if divided.meta["is_constant"] else divided
+    return [(branch, points.moved(_index_in(visit, branch, points)))]
 
 
 @rule(aten.mul.Tensor)
@@ -97,7 +122,10 @@ def _read(visit: Visit, branches: list[fx.Node], points: Points) -> list[tuple[f
     for branch in branches:
         index = _index_in(visit, branch, points)
         value = visit.values[branch]
-        found.append((branch, index, value[unravel(index, value.shape)]))
+        added = value[unravel(index, value.shape)]
+        if branch is visit.arguments["other"]:
+            added = added * visit.arguments["alpha"] * (-1 if visit.node.target is aten.sub.Tensor else 1)
+        found.append((branch, index, visit.without_blanks(branch, index, added)))
     return found
 
 

@@ -45,6 +45,28 @@ def strided_view(visit: Visit, points: Points) -> Flow:
     return [(source, points.moved(index))]
 
 
+@rule(
+    aten.roll.default,
+    aten.flip.default,
+    aten.repeat.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    keeps=("indices", "index"),
+)
+def looked_up(visit: Visit, points: Points) -> Flow:
+    """Copy: do the same to a tensor that holds its own positions, and read there. Mass: kept whole."""
+    source = visit.source("self")
+    shape = visit.shapes[source]
+    own = {**visit.values, source: torch.arange(shape.numel(), device=points.index.device).view(shape)}
+    positions = visit.node.target(  # type: ignore[operator]
+        *fx.node.map_arg(visit.node.args, own.__getitem__), **fx.node.map_arg(visit.node.kwargs, own.__getitem__)
+    )
+    return [(source, points.moved(positions.reshape(-1)[points.index]))]
+
+
 @rule(aten.cat.default)
 def own_part(visit: Visit, points: Points) -> Flow:
     """Concatenation: the part that the element came from. A constant part ends the walk there. Mass: kept whole."""
@@ -63,6 +85,18 @@ def own_part(visit: Visit, points: Points) -> Flow:
         flow.append((part, points.moved(own).where(here)))
         first += shape[dim]
     return flow
+
+
+@rule(aten.stack.default)
+def own_layer(visit: Visit, points: Points) -> Flow:
+    """Stack: the tensor that the element came from. A constant one ends the walk there. Mass: kept whole."""
+    dim = visit.plain("dim") % len(visit.shape)
+    place = list(unravel(points.index, visit.shape))
+    layer = place.pop(dim)
+    return [
+        (part, points.moved(ravel(place, visit.shapes[part])).where(layer == number))
+        for number, part in enumerate(visit.arguments["tensors"])
+    ]
 
 
 @rule(aten.pad.default, aten.constant_pad_nd.default)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -59,16 +61,26 @@ def strong_adaptive_cells(visit: Visit, points: Points) -> Flow:
     return _mean_window(visit, points, (n, channel), rows, cols)
 
 
-@rule(aten.mean.dim, keeps=("self",))
+@rule(aten.amax.default, keeps=("self",))
+def largest_member(visit: Visit, points: Points) -> Flow:
+    """Go to the largest of all places; ties to the first in row-major order. Mass: kept whole."""
+    return _members(visit, points, "argmax")
+
+
+@rule(aten.mean.dim, aten.sum.dim_IntList, keeps=("self",))
 def strong_members(visit: Visit, points: Points) -> Flow:
-    """As `strong_cells`, over all places that were averaged into one, whatever the dimensions."""
+    """As `strong_cells`, over all places that were averaged, or summed, into one, whatever the dimensions."""
+    return _members(visit, points, visit.options.average_pool)
+
+
+def _members(visit: Visit, points: Points, average_pool: Literal["above_mean", "argmax"]) -> Flow:
     values = visit.tensor("self")
     reduced = sorted(d % values.dim() for d in (visit.plain("dim") or range(values.dim())))
     kept = [d for d in range(values.dim()) if d not in reduced]
     by_output = values.permute(*kept, *reduced)  # the output's elements first, then what each averages
     place = unravel(points.index, [values.shape[d] for d in kept])
     chosen = by_output[place].flatten(1)
-    share = _excess(chosen, torch.ones_like(chosen, dtype=torch.bool), visit.options.average_pool)
+    share = _excess(chosen, torch.ones_like(chosen, dtype=torch.bool), average_pool)
     member = unravel(torch.arange(chosen.shape[1], device=values.device), [values.shape[d] for d in reduced])
     coordinates: list[Tensor] = [torch.empty(0)] * values.dim()
     for d, at in zip(kept, place, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -44,6 +44,8 @@ class Visit:
     values: Mapping[fx.Node, Any]
     shapes: Mapping[fx.Node, torch.Size]
     options: Options
+    blanks: Mapping[fx.Node, Tensor] = field(default_factory=dict)
+    """Where a node holds elements that no pixel reaches (a learned token beside the image's): bool, one image, flat."""
 
     @property
     def shape(self) -> torch.Size:
@@ -61,6 +63,11 @@ class Visit:
         value = self.values[self.source(name)]
         assert isinstance(value, Tensor)
         return value
+
+    def without_blanks(self, source: fx.Node, index: Tensor, value: Tensor) -> Tensor:
+        """Return `value` with -infinity where `index` of `source` lies on an element that no pixel reaches."""
+        blank = self.blanks.get(source)
+        return value if blank is None else value.masked_fill(blank[index % blank.numel()], -torch.inf)
 
     def plain(self, name: str) -> Any:
         """Return argument `name` as Python numbers, with sizes that depend on the batch filled in."""

@@ -156,8 +156,9 @@ def test_adaptive_average_pool(seed, options, extent, out):
 
 @quick
 @given(seed=seeds, options=options, dims=st.sampled_from([[2, 3], [-1, -2], [1], [0], [1, 3]]), keep=st.booleans())
-def test_mean(seed, options, dims, keep):
-    check_against_oracle(one_node(aten.mean.dim, integers(seed, 2, 3, 2, 2), dims, keep, options=options))
+@pytest.mark.parametrize("operation", [aten.mean.dim, aten.sum.dim_IntList, aten.amax.default])
+def test_mean(operation, seed, options, dims, keep):
+    check_against_oracle(one_node(operation, integers(seed, 2, 3, 2, 2), dims, keep, options=options))
 
 
 SAME_PLACE: list[tuple[Any, tuple[Any, ...]]] = [
@@ -167,6 +168,7 @@ SAME_PLACE: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.clamp.default, (-1, 1)),
     (aten.clamp_min.default, (0,)),
     (aten.leaky_relu.default, ()),
+    (aten.prelu.default, (torch.tensor([0.5]),)),
     (aten.elu.default, ()),
     (aten.gelu.default, ()),
     (aten.silu.default, ()),
@@ -178,6 +180,17 @@ SAME_PLACE: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.softplus.default, ()),
     (aten.dropout.default, (0.5, False)),
     (aten.neg.default, ()),
+    (aten.abs.default, ()),
+    (aten.exp.default, ()),
+    (aten.log.default, ()),
+    (aten.sqrt.default, ()),
+    (aten.rsqrt.default, ()),
+    (aten.reciprocal.default, ()),
+    (aten.pow.Tensor_Scalar, (2,)),
+    (aten.add.Scalar, (2,)),
+    (aten.sub.Scalar, (2,)),
+    (aten.mul.Scalar, (2,)),
+    (aten.masked_fill.Scalar, (torch.tensor([True, False]), 1)),
     (aten.div.Scalar, (2,)),
     (aten.clone.default, ()),
     (aten.contiguous.default, ()),
@@ -205,7 +218,7 @@ def test_elementwise(operation, rest):
     left=st.sampled_from([(2, 3, 2, 2), (1, 3, 1, 1), (3, 1, 2)]),
     right=st.sampled_from([(2, 3, 2, 2), (2, 3, 1, 1), (2, 1)]),
     constants=st.sampled_from([(), (0,), (1,)]),
-    operation=st.sampled_from([aten.add.Tensor, aten.mul.Tensor]),
+    operation=st.sampled_from([aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor]),
 )
 def test_sums_and_products(seed, left, right, constants, operation):
     case = one_node(operation, integers(seed, *left), integers(seed + 1, *right), options=MASS, constants=constants)
@@ -239,12 +252,100 @@ LAYOUT: list[tuple[Any, tuple[int, ...], tuple[Any, ...]]] = [
     (aten.slice.Tensor, (2, 7, 3), (1, 1, 6, 2)),
     (aten.narrow.default, (2, 7, 3), (1, 2, 3)),
     (aten.select.int, (2, 3, 4), (1, -1)),
+    (aten.roll.default, (2, 3, 4), ([1, -2], [1, 2])),
+    (aten.flip.default, (2, 3, 4), ([0, 2],)),
+    (aten.repeat.default, (2, 3), ([2, 1, 3],)),
+    (aten.index_select.default, (2, 3, 4), (1, torch.tensor([2, 0, 2]))),
+    (aten.pixel_shuffle.default, (2, 4, 3, 2), (2,)),
+    (aten.pixel_unshuffle.default, (2, 3, 4, 2), (2,)),
+    (aten.channel_shuffle.default, (2, 6, 2, 2), (3,)),
 ]
 
 
 @pytest.mark.parametrize(("operation", "shape", "rest"), LAYOUT, ids=lambda value: str(value))
 def test_layout(operation, shape, rest):
-    check_against_oracle(one_node(operation, integers(0, *shape), *rest, options=MASS, constants=()))
+    check_against_oracle(one_node(operation, integers(0, *shape), *rest, options=MASS, constants=(2,)))
+
+
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_stack(dim):
+    check_against_oracle(one_node(aten.stack.default, [integers(0, 2, 3), integers(1, 2, 3)], dim, options=MASS))
+
+
+def test_indexing():
+    class Indexed(torch.nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x[:, :, [2, 0, 0]][:, :, :, torch.tensor([1, 1])].flatten(1)
+
+    images = integers(0, 2, 2, 3, 2)
+    recording = fixcore.capture(Indexed().eval(), images).record(images)
+    fixations = fixcore.backtrack(recording, torch.tensor([0, 5]))  # rows 2, 0, 0 by columns 1, 1
+    assert fixations.row.tolist() == [2, 0]
+    assert fixations.col.tolist() == [1, 1]
+
+
+@quick
+@given(
+    seed=seeds,
+    options=options,
+    kind=st.sampled_from(
+        [
+            (aten.matmul.default, (2, 3), (3, 4)),
+            (aten.mm.default, (2, 3), (3, 4)),
+            (aten.bmm.default, (2, 2, 3), (2, 3, 1)),
+            (aten.matmul.default, (2, 1, 2, 3), (1, 2, 3, 2)),
+            (aten.matmul.default, (2, 2, 3), (3, 2)),
+        ]
+    ),
+    constants=st.sampled_from([(), (0,), (1,)]),
+)
+def test_product_of_matrices(seed, options, kind, constants):
+    operation, left, right = kind
+    case = one_node(operation, integers(seed, *left), integers(seed + 1, *right), options=options, constants=constants)
+    check_against_oracle(case)
+
+
+def test_product_of_vectors_is_refused():
+    case = one_node(aten.matmul.default, integers(0, 3), integers(1, 3, 2), options=MASS, constants=())
+    with pytest.raises(ValueError, match="1- and 2-dimensional"):
+        check_against_oracle(case)
+
+
+@pytest.mark.parametrize("looks", ["self", "other"])
+def test_attention_says_where_and_the_value_is_followed(looks):
+    """softmax(a) @ b goes to b, and a @ softmax(b) to a."""
+    case = one_node(aten.matmul.default, integers(0, 2, 3, 3), integers(1, 2, 3, 3), options=MASS, constants=())
+    source = case.visit.source(looks)
+    graph = source.graph
+    with graph.inserting_after(source):
+        before = graph.placeholder("before")
+    source.op, source.target, source.args = "call_function", aten.softmax.int, (before, -1)
+    case.given["looking"] = [looks]
+    check_against_oracle(case)
+
+
+@quick
+@given(
+    seed=seeds,
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 4)),
+    keys=st.integers(1, 4),
+    mask=st.sampled_from(["none", "bool", "float", "causal"]),
+    scale=st.sampled_from([None, 0.5]),
+)
+def test_attention(seed, shape, keys, mask, scale):
+    query, key = integers(seed, *shape, 2), integers(seed + 1, *shape[:2], keys, 2)
+    value = integers(seed + 2, *shape[:2], keys, 3)
+    given_mask = None
+    if mask == "bool":
+        given_mask = integers(seed + 3, shape[2], keys) > 0
+        given_mask[:, 0] = True
+    elif mask == "float":
+        given_mask = integers(seed + 3, shape[0], 1, shape[2], keys)
+    arguments = (query, key, value, given_mask, 0.0, mask == "causal")
+    case = one_node(aten.scaled_dot_product_attention.default, *arguments, options=MASS, constants=(3,))
+    case.given["scale"] = scale
+    object.__setattr__(case.visit, "arguments", {**case.visit.arguments, "scale": scale})
+    check_against_oracle(case)
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -272,7 +373,9 @@ def test_every_rule_is_exercised_above():
     named = {
         aten.conv2d.default, aten.conv2d.padding, aten.linear.default, aten.max_pool2d.default, aten.avg_pool2d.default,
         aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.add.Tensor, aten.add_.Tensor, aten.mul.Tensor,
-        aten.cat.default, aten.pad.default, aten.constant_pad_nd.default,
+        aten.cat.default, aten.pad.default, aten.constant_pad_nd.default, aten.stack.default, aten.index.Tensor,
+        aten.matmul.default, aten.bmm.default, aten.mm.default, aten.scaled_dot_product_attention.default,
+        aten.sub.Tensor, aten.div.Tensor, aten.sum.dim_IntList, aten.amax.default,
     }  # fmt: skip
     listed = itertools.chain((op for op, _ in SAME_PLACE), (op for op, _, _ in LAYOUT))
     assert named | set(listed) == set(rule)

@@ -1,0 +1,135 @@
+"""Products of matrices, and attention: which token was looked at, and there, which value. Beyond the paper.
+
+P points, J tokens that are looked at, E and D features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, fx
+
+from fixcore.points import Points, ravel, unravel
+from fixcore.rules.elementwise import PASSES
+from fixcore.rules.linear import excitation
+from fixcore.rules.table import Flow, Visit, rule
+
+aten = torch.ops.aten
+
+_CHUNK = 1 << 21
+"""Elements of the (points, tokens, features) product held at once."""
+_REORDERED = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.permute.default,
+    aten.transpose.int,
+)
+
+
+@rule(aten.matmul.default, aten.bmm.default, aten.mm.default, keeps=("self", "other", "mat2"))
+def strongest_term(visit: Visit, points: Points) -> Flow:
+    """Go to the largest of the terms left[i, j] * right[j, d] that were summed; ties to the lowest j.
+
+    Of two matrices that depend on the images, one that comes from a softmax says where to look, and the other is
+    followed; if neither or both do, both are followed, each with half of the mass. A constant matrix makes it a
+    linear layer: on a vector (N, in) all exciting inputs share the mass, as there. Mass: kept whole.
+
+    Raises ValueError for a vector without batch dimension.
+    """
+    names = ("self", "other" if "other" in visit.arguments else "mat2")
+    left, right = (visit.tensor(name) for name in names)
+    if left.dim() < 2 or right.dim() < 2:
+        raise ValueError(f"{visit.node.name}: products of {left.dim()}- and {right.dim()}-dimensional tensors")
+    *batch, row, col = unravel(points.index, visit.shape)
+    sources = [visit.source(name) for name in names]
+    followed = [not source.meta["is_constant"] for source in sources]
+    if all(followed):
+        looks = [_is_attention(source) for source in sources]
+        followed = followed if looks[0] == looks[1] else [not look for look in looks]
+    as_vector = left.dim() == 2 and followed == [True, False]
+    of_left, of_right = _own(batch, left), _own(batch, right)
+    columns = right.transpose(-1, -2)
+    term = torch.arange(left.shape[-1], device=left.device)
+    flow: list[tuple[fx.Node, Points]] = []
+    for part in _parts(len(points), len(term)):
+        rows, cols = [at[part, None] for at in (*of_left, row)], [at[part, None] for at in (*of_right, col)]
+        places = (ravel((*rows, term), left.shape), ravel((*cols[:-1], term, cols[-1]), right.shape))
+        product = left[(*rows, term)] * columns[(*cols, term)]
+        for source, place, follow in zip(sources, places, followed, strict=True):
+            if follow:
+                product = visit.without_blanks(source, place, product)
+        piece = Points(points.index[part], points.trace[part], points.mass[part] / sum(followed))
+        if as_vector:
+            flow.append((sources[0], piece.spread(places[0], *excitation(product, visit.options.vector))))
+            continue
+        winner = product.argmax(1, keepdim=True)
+        for source, place, follow in zip(sources, places, followed, strict=True):
+            if follow:
+                flow.append((source, piece.moved(place.gather(1, winner)[:, 0])))
+    return flow
+
+
+@rule(aten.scaled_dot_product_attention.default, keeps=("query", "key", "value", "attn_mask"))
+def strongest_value(visit: Visit, points: Points) -> Flow:
+    """Go to the token whose attention times value is largest, and there to the value; ties to the lowest token.
+
+    The attention is computed again, for the queries of the points alone. Mass: kept whole.
+
+    Raises ValueError for grouped queries.
+    """
+    if visit.plain("enable_gqa"):
+        raise ValueError(f"{visit.node.name}: attention of grouped queries is not traced")
+    query, key, value = (visit.tensor(name) for name in ("query", "key", "value"))
+    scale = visit.plain("scale")
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    mask = visit.tensor("attn_mask") if visit.arguments["attn_mask"] is not None else None
+    token = torch.arange(key.shape[-2], device=key.device)
+    looking = torch.div(points.index, visit.shape[-1], rounding_mode="floor")
+    feature = points.index - looking * visit.shape[-1]
+    query_at, which = torch.unique(looking, return_inverse=True)
+    place = unravel(query_at, query.shape[:-1])
+    attention = torch.empty(len(query_at), len(token), device=query.device)
+    for part in _parts(len(query_at), key[0, 0].numel()):
+        own = tuple(at[part] for at in place)
+        score = (key[own[:-1]] @ query[own][:, :, None])[:, :, 0].float() * scale
+        if visit.plain("is_causal"):
+            score = score.masked_fill(token > own[-1][:, None], -torch.inf)
+        if mask is not None:
+            allowed = mask.expand(*query.shape[:-1], len(token))[own]
+            score = score.masked_fill(~allowed, -torch.inf) if mask.dtype == torch.bool else score + allowed
+        attention[part] = score.softmax(1)
+    head = [at[which] for at in place[:-1]]
+    by_feature = value.transpose(-1, -2)
+    index = torch.empty_like(feature)
+    for part in _parts(len(points), len(token)):
+        own = tuple(at[part, None] for at in (*head, feature))
+        candidate = ravel((*own[:-1], token, own[-1]), value.shape)
+        product = attention[which[part]] * by_feature[(*own, token)]
+        product = visit.without_blanks(visit.source("value"), candidate, product)
+        index[part] = candidate.gather(1, product.argmax(1, keepdim=True))[:, 0]
+    return [(visit.source("value"), points.moved(index))]
+
+
+def _is_attention(node: fx.Node) -> bool:
+    """Whether a matrix comes from a softmax, changed or reordered or not."""
+    while node.op == "call_function" and (node.target in PASSES or node.target in _REORDERED):
+        if node.target is aten.softmax.int:
+            return True
+        node = node.all_input_nodes[0]
+    return False
+
+
+def _own(batch: list[Tensor], matrix: Tensor) -> list[Tensor]:
+    """Coordinates in the batch dimensions of a matrix that may have been broadcast."""
+    extents = matrix.shape[:-2]
+    own = batch[len(batch) - len(extents) :]
+    return [torch.zeros_like(at) if extent == 1 else at for at, extent in zip(own, extents, strict=True)]
+
+
+def _parts(count: int, width: int) -> list[slice]:
+    step = max(1, _CHUNK // max(1, width))
+    return [slice(start, start + step) for start in range(0, count, step)]
