@@ -273,8 +273,8 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
         node.meta["position"] = position
         if node is images:
             node.meta["is_constant"] = False
-        elif node in constants or not isinstance(node.meta.get("val"), Tensor):
-            node.meta["is_constant"] = True
+        elif node in constants or not isinstance(node.meta.get("val"), Tensor | tuple | list):
+            node.meta["is_constant"] = True  # a weight, or a size
         else:
             node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
 

@@ -42,7 +42,7 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
 def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     """Return a node's arguments by the operation's own names, defaults filled in."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None:  # arithmetic on sizes
+    if schema is None:  # arithmetic on sizes; or no operation at all
         return {}
     named = {}
     for position, argument in enumerate(schema.arguments):
@@ -91,6 +91,7 @@ def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, t
 _REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], tuple[Any, tuple[Any, ...]]]] = {
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
     aten.split.Tensor: _split,
+    aten.unsafe_split.Tensor: _split,
     aten.split_with_sizes.default: _split,
     aten.chunk.default: _split,
     aten.unbind.int: _unbind,
@@ -100,9 +101,9 @@ _REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], tuple[Any, tuple[A
 def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
     """Compute once what depends on neither the images nor their number: masks and tables of positions."""
     for node in list(graph.nodes):
-        if node.op != "call_function" or not isinstance(node.meta.get("val"), Tensor):
-            continue
         arguments = arguments_by_name(node)
+        if not arguments or not isinstance(node.meta.get("val"), Tensor):
+            continue
         if node.target in _FILLED:  # reads the type of its input, not its values
             arguments["self"] = torch.empty(0, dtype=node.meta["val"].dtype, device=node.meta["val"].device)
         sources: list[fx.Node] = []

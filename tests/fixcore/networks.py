@@ -79,7 +79,29 @@ class Dense(nn.Module):
         return self.fc(F.relu(self.hidden(x.mean((2, 3)))))
 
 
-FAMILIES: tuple[type[nn.Module], ...] = (Plain, Residual, Inception, Dense)
+class Attentive(nn.Module):
+    """Patches as tokens that look at each other, two heads, residuals, mean of the tokens (ViT without class token)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(2, 4, 2, stride=2)
+        self.norm1, self.norm2 = nn.LayerNorm(4), nn.LayerNorm(4)
+        self.query_key_value = nn.Linear(4, 12)
+        self.out = nn.Linear(4, 4)
+        self.hidden, self.back = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        query, key, value = (
+            part.unflatten(-1, (2, 2)).transpose(1, 2) for part in self.query_key_value(self.norm1(x)).chunk(3, -1)
+        )
+        x = x + self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+        x = x + self.back(F.gelu(self.hidden(self.norm2(x))))
+        return self.fc(x.mean(1))
+
+
+FAMILIES: tuple[type[nn.Module], ...] = (Plain, Residual, Inception, Dense, Attentive)
 
 
 def integer_network(family: type[nn.Module], seed: int) -> nn.Module:

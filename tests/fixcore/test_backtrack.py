@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -82,19 +83,23 @@ def class_map_start(
     head: Any, value: Tensor, image: int, weight: Tensor
 ) -> list[tuple[fx.Node, tuple[int, ...], float]]:
     """Places whose class-map value lies above its mean, at the channel with the largest product."""
-    _, channels, height, width = value.shape
-    level = {
-        (row, col): sum(float(value[image, c, row, col] * weight[c]) for c in range(channels))
-        for row in range(height)
-        for col in range(width)
-    }
+    is_map = value.dim() == 4  # (N, D, H, W); else tokens (N, L, D)
+    channels = value.shape[1] if is_map else value.shape[2]
+    places = itertools.product(*(range(extent) for extent in (value.shape[2:] if is_map else value.shape[1:2])))
+
+    def element(place: tuple[int, ...], channel: int) -> tuple[int, ...]:
+        return (image, channel, *place) if is_map else (image, *place, channel)
+
+    def products(place: tuple[int, ...]) -> list[float]:
+        return [float(value[element(place, c)] * weight[c]) for c in range(channels)]
+
+    level = {place: sum(products(place)) for place in places}
     mean = sum(level.values()) / len(level)
     above = {place: at - mean for place, at in level.items() if at > mean + 1e-6} or dict.fromkeys(level, 1.0)
     begin = []
-    for (row, col), excess in above.items():
-        products = [float(value[image, c, row, col] * weight[c]) for c in range(channels)]
-        channel = products.index(max(products))
-        begin.append((head.map, (image, channel, row, col), excess / sum(above.values())))
+    for place, excess in above.items():
+        own = products(place)
+        begin.append((head.map, element(place, own.index(max(own))), excess / sum(above.values())))
     return begin
 
 
