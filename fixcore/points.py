@@ -23,14 +23,16 @@ class Points:
     """int64 (P,): which of the T explained targets the point belongs to."""
     mass: Tensor
     """float32 (P,): share of the target's evidence, >= 0."""
+    distinct: bool = False
+    """Whether no two points of one target are known to lie at one place, so that nothing is left to be joined."""
 
     def __len__(self) -> int:
         """Return the number of points, P."""
         return self.index.numel()
 
-    def moved(self, index: Tensor) -> Points:
-        """Return the same points at other places: `index` int64 (P,)."""
-        return Points(index, self.trace, self.mass)
+    def moved(self, index: Tensor, *, apart: bool = False) -> Points:
+        """Return the same points at other places, `index` int64 (P,); `apart`: no two places became one."""
+        return Points(index, self.trace, self.mass, self.distinct and apart)
 
     def spread(self, index: Tensor, kept: Tensor, share: Tensor) -> Points:
         """Return every point replaced by several.
@@ -47,19 +49,44 @@ class Points:
 
     def where(self, kept: Tensor) -> Points:
         """Return the points for which `kept`, bool (P,), holds."""
-        return Points(self.index[kept], self.trace[kept], self.mass[kept])
+        return Points(self.index[kept], self.trace[kept], self.mass[kept], self.distinct)
+
+    def strongest_half(self, size: int) -> Points:
+        """Return, of distinct points sorted by target, the fewest of each target that hold half of its mass.
+
+        Of equal ones those at the lowest place; the mass of the others is shared among them in proportion. `size` is an
+        upper bound of the number of targets.
+        """
+        order = torch.argsort(self.mass, descending=True, stable=True)
+        order = order[torch.argsort(self.trace[order], stable=True)]
+        trace, mass = self.trace[order], self.mass[order].double()
+        total = torch.zeros(size, dtype=torch.float64, device=mass.device).index_add_(0, trace, mass)
+        until = total.cumsum(0) - total  # mass of all targets before
+        before = mass.cumsum(0) - mass - until[trace]
+        kept = (before * 2 < total[trace] * (1 - _SLACK)) & (mass > 0)
+        chosen = order[kept]
+        held = torch.zeros_like(total).index_add_(0, trace[kept], mass[kept])
+        share = (mass * total[trace] / held.clamp(min=torch.finfo(torch.float64).tiny)[trace])[kept]
+        return Points(self.index[chosen], trace[kept], share.to(self.mass.dtype), distinct=True)
+
+
+_SLACK = 1e-6
+"""A half that is missed by rounding alone is a half."""
 
 
 def merged(parts: Sequence[Points], size: int) -> Points:
     """Join what meets at one node: points of one target at one place become one, their masses add up.
 
-    `size` is the number of elements of the node's output. The result is sorted by target, then place.
+    `size` is the number of elements of the node's output. What had to be joined is sorted by target, then place.
     """
+    if len(parts) == 1 and parts[0].distinct:
+        return parts[0]
     joined = parts[0] if len(parts) == 1 else _joined(parts)
     key, slot = torch.unique(joined.trace * size + joined.index, return_inverse=True)
     mass = torch.zeros(key.numel(), dtype=joined.mass.dtype, device=key.device)
     mass.index_add_(0, slot, joined.mass)
-    return Points(key % size, torch.div(key, size, rounding_mode="floor"), mass)
+    trace = torch.div(key, size, rounding_mode="floor")
+    return Points(key - trace * size, trace, mass, distinct=True)
 
 
 def unravel(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:

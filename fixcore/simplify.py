@@ -16,6 +16,9 @@ Constants = dict[fx.Node, Tensor]
 
 _IN_PLACE: dict[Any, Any] = {
     aten.relu.default: aten.relu_.default,
+    aten.hardtanh.default: aten.hardtanh_.default,
+    aten.hardswish.default: aten.hardswish_.default,
+    aten.silu.default: aten.silu_.default,
 }
 _FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
 """Operations whose output shares memory with nothing else."""

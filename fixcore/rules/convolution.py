@@ -34,6 +34,12 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     first_channel = torch.div(out_channel * visit.plain("groups"), weight.shape[0], rounding_mode="floor")
     first_channel = first_channel * group_channels
 
+    source = visit.source("input")
+    own_place = visit.options.location == "same" or window.kernel == (1, 1)
+    if own_place and group_channels == 1 and not window.sees_everything(visit.shape):  # there is no other channel
+        row, col = window.centre(out_row, 0), window.centre(out_col, 1)
+        return [(source, points.moved(ravel((n, first_channel, row, col), image.shape)))]
+
     rows, row_inside = window.taps(out_row, 0)
     cols, col_inside = window.taps(out_col, 1)
     by_place = image.permute(0, 2, 3, 1)  # for channels_last a view whose rows are contiguous
@@ -68,11 +74,11 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
             channel = (first_channel[part, None] + own_channels)[:, None, :]
             index = ravel((n[part, None, None], channel, row, col), image.shape).flatten(1)
             piece = Points(points.index[part], points.trace[part], points.mass[part])
-            spreads.append((visit.source("input"), piece.spread(index, kept, share)))
+            spreads.append((source, piece.spread(index, kept, share)))
         return spreads
 
     winner = torch.empty_like(n)
-    if visit.options.location == "same":
+    if own_place:
         for part in parts:
             winner[part] = products(part)[0].sum(1).argmax(1)
         row, col = window.centre(out_row, 0), window.centre(out_col, 1)
@@ -86,7 +92,7 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
         tap_row = torch.div(tap, cols.shape[1], rounding_mode="floor")
         row = rows.gather(1, tap_row[:, None])[:, 0]
         col = cols.gather(1, (tap - tap_row * cols.shape[1])[:, None])[:, 0]
-    return [(visit.source("input"), points.moved(ravel((n, first_channel + winner, row, col), image.shape)))]
+    return [(source, points.moved(ravel((n, first_channel + winner, row, col), image.shape)))]
 
 
 @dataclass(frozen=True, slots=True)

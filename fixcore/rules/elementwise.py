@@ -15,6 +15,7 @@ PASSES = (
     aten.relu.default,
     aten.relu_.default,
     aten.hardtanh.default,
+    aten.hardtanh_.default,
     aten.clamp.default,
     aten.clamp_min.default,
     aten.leaky_relu.default,
@@ -22,8 +23,10 @@ PASSES = (
     aten.elu.default,
     aten.gelu.default,
     aten.silu.default,
+    aten.silu_.default,
     aten.mish.default,
     aten.hardswish.default,
+    aten.hardswish_.default,
     aten.hardsigmoid.default,
     aten.sigmoid.default,
     aten.tanh.default,
@@ -79,12 +82,12 @@ def larger_branch(visit: Visit, points: Points) -> Flow:
     """
     branches = _branches(visit, ("self", "other"))
     if len(branches) < 2:
-        return [(branch, points.moved(_index_in(visit, branch, points))) for branch in branches]
+        return [(branch, _moved_into(visit, branch, points)) for branch in branches]
     (first, first_index, left), (second, second_index, right) = _read(visit, branches, points)
     goes_first = left >= right
     return [
-        (first, points.moved(first_index).where(goes_first)),
-        (second, points.moved(second_index).where(~goes_first)),
+        (first, points.moved(first_index, apart=first_index is points.index).where(goes_first)),
+        (second, points.moved(second_index, apart=second_index is points.index).where(~goes_first)),
     ]
 
 
@@ -93,7 +96,7 @@ def numerator(visit: Visit, points: Points) -> Flow:
     """Quotient: follow what is divided (normalisation), or if that is constant its divisor. Mass: kept whole."""
     divided = visit.source("self")
     branch = visit.source("other") if divided.meta["is_constant"] else divided
-    return [(branch, points.moved(_index_in(visit, branch, points)))]
+    return [(branch, _moved_into(visit, branch, points))]
 
 
 @rule(aten.mul.Tensor)
@@ -106,8 +109,8 @@ def gated(visit: Visit, points: Points) -> Flow:
     branches = _branches(visit, ("self", "other"))
     largest = max(visit.shapes[branch].numel() for branch in branches)
     branches = [branch for branch in branches if visit.shapes[branch].numel() == largest]
-    part = Points(points.index, points.trace, points.mass / len(branches))
-    return [(branch, part.moved(_index_in(visit, branch, points))) for branch in branches]
+    part = Points(points.index, points.trace, points.mass / len(branches), points.distinct)
+    return [(branch, _moved_into(visit, branch, part)) for branch in branches]
 
 
 def _branches(visit: Visit, names: tuple[str, ...]) -> list[fx.Node]:
@@ -127,6 +130,11 @@ def _read(visit: Visit, branches: list[fx.Node], points: Points) -> list[tuple[f
             added = added * visit.arguments["alpha"] * (-1 if visit.node.target is aten.sub.Tensor else 1)
         found.append((branch, index, visit.without_blanks(branch, index, added)))
     return found
+
+
+def _moved_into(visit: Visit, branch: fx.Node, points: Points) -> Points:
+    index = _index_in(visit, branch, points)
+    return points.moved(index, apart=index is points.index)
 
 
 def _index_in(visit: Visit, branch: fx.Node, points: Points) -> Tensor:

@@ -42,7 +42,7 @@ def strided_view(visit: Visit, points: Points) -> Flow:
     for at, stride in zip(unravel(points.index, view.shape), view.stride(), strict=True):
         if stride:
             index += at * stride
-    return [(source, points.moved(index))]
+    return [(source, points.moved(index, apart=visit.node.target is not aten.expand.default))]
 
 
 @rule(
@@ -70,20 +70,26 @@ def looked_up(visit: Visit, points: Points) -> Flow:
 @rule(aten.cat.default)
 def own_part(visit: Visit, points: Points) -> Flow:
     """Concatenation: the part that the element came from. A constant part ends the walk there. Mass: kept whole."""
-    parts = visit.arguments["tensors"]
     dim = visit.plain("dim") % len(visit.shape)
-    place = list(unravel(points.index, visit.shape))
-    at, first = place[dim], 0
+    # torch lets an empty vector join anything
+    parts = [part for part in visit.arguments["tensors"] if len(visit.shapes[part]) == len(visit.shape)]
+    extents = [visit.shapes[part][dim] for part in parts]
+    inner, whole = visit.shape[dim + 1 :].numel(), visit.shape[dim]
+    ends = torch.tensor(extents, device=points.index.device).cumsum(0)
+    rest = torch.div(points.index, inner, rounding_mode="floor")
+    outer = torch.div(rest, whole, rounding_mode="floor")
+    at = rest - outer * whole
+    number = torch.searchsorted(ends, at, right=True)
+    extent = torch.diff(ends, prepend=ends.new_zeros(1))[number]
+    first = ends[number] - extent
+    # what precedes in a row of the part, instead of in a row of the whole
+    own = points.moved(points.index - outer * (whole - extent) * inner - first * inner, apart=True)
+    order = torch.argsort(number, stable=True)
+    counts = torch.bincount(number, minlength=len(parts)).tolist()
     flow = []
-    for part in parts:
-        shape = visit.shapes[part]
-        if len(shape) != len(visit.shape):  # torch lets an empty vector join anything
-            continue
-        here = (at >= first) & (at < first + shape[dim])
-        place[dim] = at - first
-        own = ravel(place, shape)
-        flow.append((part, points.moved(own).where(here)))
-        first += shape[dim]
+    for part, here in zip(parts, torch.split(order, counts), strict=True):
+        if len(here):
+            flow.append((part, own.where(here)))
     return flow
 
 

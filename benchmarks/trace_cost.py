@@ -1,0 +1,156 @@
+"""What tracing costs, as a multiple of a plain forward pass: `python benchmarks/trace_cost.py [--json] [--rivals]`.
+
+Per network, in one process and interleaved: the median seconds of a plain eager forward pass in inference mode (the
+better of the two memory formats), of recording, and of recording and backtracking one and two targets per image.
+Random weights whose batch norms have seen noise, so that activations keep their scale. `--rivals` times captum's
+methods in the same way. About 4 minutes on 4 cores. `--device cuda --dtype bfloat16 --batch 128` measures a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import fixcore
+
+NETWORKS = ("resnet50", "vgg16", "googlenet", "densenet121", "mobilenet_v2", "squeezenet1_1")
+_SIDE = 224
+
+
+def build(name: str, device: str, dtype: torch.dtype) -> nn.Module:
+    """Return a network with random weights, its batch norms calibrated on noise, channels last in memory."""
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"aux_logits": False, "init_weights": True} if name == "googlenet" else {}
+    network: nn.Module = torchvision.models.get_model(name, weights=None, **options).to(device)
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    network.eval()
+    for norm in norms:
+        norm.momentum = None  # the plain mean of what is seen
+        norm.train()
+    with torch.no_grad():
+        network(torch.randn(8, 3, _SIDE, _SIDE, device=device))
+    return network.eval().to(dtype).to(memory_format=torch.channels_last)
+
+
+def timed(work: Callable[[], Any], device: str) -> float:
+    """Return the seconds of one call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - began
+
+
+def medians(works: dict[str, Callable[[], Any]], runs: int, device: str) -> dict[str, float]:
+    """Return the median seconds of each, taken in turns after one call to warm up."""
+    for work in works.values():
+        work()
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(runs):
+        for name, work in works.items():
+            times[name].append(timed(work, device))
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def kept_bytes(recording: fixcore.Recording) -> int:
+    """Return the bytes of activations that a recording holds on to, weights left out."""
+    constants = {value.untyped_storage().data_ptr() for value in recording.graph.constants.values()}
+    held = {
+        value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
+        for value in recording.values.values()
+        if isinstance(value, Tensor)
+    }
+    return sum(size for pointer, size in held.items() if pointer not in constants)
+
+
+def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Time one network."""
+    dtype = getattr(torch, options.dtype)
+    network = build(name, options.device, dtype)
+    images = torch.randn(options.batch, 3, _SIDE, _SIDE, device=options.device, dtype=dtype)
+    last = images.contiguous(memory_format=torch.channels_last)
+    graph = fixcore.capture(network, last)
+    contiguous = build(name, options.device, dtype).to(memory_format=torch.contiguous_format)
+    row = torch.arange(options.batch, device=options.device)
+
+    def forward(model: nn.Module, batch: Tensor) -> None:
+        with torch.inference_mode():
+            model(batch)
+
+    def trace(targets: int) -> fixcore.Fixations:
+        recording = graph.record(last)
+        best = recording.logits.topk(targets, 1).indices
+        return fixcore.backtrack(recording, fixcore.Start(row.repeat(targets), best.T.reshape(-1)))
+
+    works: dict[str, Callable[[], Any]] = {
+        "forward": lambda: forward(network, last),
+        "forward contiguous": lambda: forward(contiguous, images),
+        "record": lambda: graph.record(last),
+        "one": lambda: trace(1),
+        "two": lambda: trace(2),
+    }
+    if options.rivals:
+        works |= rivals(contiguous, images)
+    took = medians(works, options.runs, options.device)
+    plain_seconds = min(took.pop("forward"), took.pop("forward contiguous"))
+    found = trace(1)
+    return {
+        "network": name,
+        "forward, s": round(plain_seconds, 4),
+        **{what: round(seconds / plain_seconds, 3) for what, seconds in took.items()},
+        "fixations": round(found.row.numel() / options.batch, 1),
+        "kept, MB": round(kept_bytes(graph.record(last)) / 1e6, 1),
+    }
+
+
+def rivals(network: nn.Module, images: Tensor) -> dict[str, Callable[[], Any]]:
+    """Return the gradient methods that people use instead, on the same batch."""
+    from captum.attr import GuidedBackprop, LayerAttribution, LayerGradCam, Saliency
+
+    target = network(images).argmax(1)
+    layers = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+    saliency, guided, cam = Saliency(network), GuidedBackprop(network), LayerGradCam(network, layers[-1])
+    return {
+        "captum Saliency": lambda: saliency.attribute(images.requires_grad_(), target),
+        "captum GuidedBackprop": lambda: guided.attribute(images.requires_grad_(), target),
+        "captum LayerGradCam": lambda: LayerAttribution.interpolate(cam.attribute(images, target), (_SIDE, _SIDE)),
+    }
+
+
+def main() -> None:
+    """Measure the networks named, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NETWORKS))
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    header = True
+    for name in options.names or NETWORKS:
+        found = measure(name, options)
+        if options.json:
+            print(json.dumps(found), flush=True)
+            continue
+        if header:
+            print(" | ".join(found), flush=True)
+            header = False
+        print(" | ".join(str(value) for value in found.values()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
