@@ -20,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 
 import fixcore
+from jobs.machine import keep_freed_memory
 
 NETWORKS = ("resnet50", "vgg16", "googlenet", "densenet121", "mobilenet_v2", "squeezenet1_1")
 _SIDE = 224
@@ -136,10 +137,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--keep-memory", action="store_true", help="as the workers of an audit do")
     parser.add_argument("--rivals", action="store_true")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.keep_memory:
+        keep_freed_memory()
     header = True
     for name in options.names or NETWORKS:
         found = measure(name, options)

@@ -51,28 +51,6 @@ class Points:
         """Return the points for which `kept`, bool (P,), holds."""
         return Points(self.index[kept], self.trace[kept], self.mass[kept], self.distinct)
 
-    def strongest_half(self, size: int) -> Points:
-        """Return, of distinct points sorted by target, the fewest of each target that hold half of its mass.
-
-        Of equal ones those at the lowest place; the mass of the others is shared among them in proportion. `size` is an
-        upper bound of the number of targets.
-        """
-        order = torch.argsort(self.mass, descending=True, stable=True)
-        order = order[torch.argsort(self.trace[order], stable=True)]
-        trace, mass = self.trace[order], self.mass[order].double()
-        total = torch.zeros(size, dtype=torch.float64, device=mass.device).index_add_(0, trace, mass)
-        until = total.cumsum(0) - total  # mass of all targets before
-        before = mass.cumsum(0) - mass - until[trace]
-        kept = (before * 2 < total[trace] * (1 - _SLACK)) & (mass > 0)
-        chosen = order[kept]
-        held = torch.zeros_like(total).index_add_(0, trace[kept], mass[kept])
-        share = (mass * total[trace] / held.clamp(min=torch.finfo(torch.float64).tiny)[trace])[kept]
-        return Points(self.index[chosen], trace[kept], share.to(self.mass.dtype), distinct=True)
-
-
-_SLACK = 1e-6
-"""A half that is missed by rounding alone is a half."""
-
 
 def merged(parts: Sequence[Points], size: int) -> Points:
     """Join what meets at one node: points of one target at one place become one, their masses add up.

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from fixcore.errors import TargetError
 from fixcore.graph import Recording
 from fixcore.points import Points
-from fixcore.rules.linear import excitation
+from fixcore.rules.linear import excitation, strongest_half
 
 Contrast = Literal["mean", "softmax", "runner_up"]
 
@@ -96,9 +96,9 @@ def head_points(recording: Recording, start: Start, weight: Tensor) -> tuple[fx.
     weight = weight[asked].to(by_place.dtype)
     per_image = value[0].numel()
     if not head.places:
-        kept, share = excitation(by_place[image, 0] * weight, "half")
         begun = Points(image * per_image, asked, torch.ones_like(asked, dtype=torch.float32))
-        return head.map, begun.spread(begun.index[:, None] + position[0, 0], kept, share)
+        spread = begun.spread(begun.index[:, None] + position[0, 0], *excitation(by_place[image, 0] * weight))
+        return head.map, strongest_half([spread], value.shape)
     class_map = torch.bmm(by_place[image], weight[:, :, None])[:, :, 0].float()
     excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
     total = excess.sum(1, keepdim=True)

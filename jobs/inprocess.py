@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from jobs.engine import Decode, Finish, Item, Result, Step, Tell
-from jobs.machine import usable_cores
+from jobs.machine import keep_freed_memory, usable_cores
 from pipeline.manifest import Shard
 
 
@@ -16,7 +16,8 @@ class InProcess:
     """Runs shards one after the other; the next is decoded while one is judged."""
 
     def __enter__(self) -> InProcess:
-        """Nothing to start."""
+        """Nothing to start; from now on this process keeps the memory that it frees."""
+        keep_freed_memory()
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -20,7 +20,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from jobs.engine import Decode, Finish, Item, Result, Step, Tell
-from jobs.machine import usable_cores
+from jobs.machine import keep_freed_memory, usable_cores
 from pipeline.errors import AuditError
 from pipeline.images import DecodedShard
 from pipeline.manifest import Shard
@@ -173,6 +173,7 @@ def _compact(shard: Shard) -> Shard:
 
 @ray.remote
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    keep_freed_memory()
     return function(*arguments)
 
 
@@ -181,6 +182,7 @@ class _Worker:
     """Builds its step once and puts shard after shard through it."""
 
     def __init__(self, make_step: Callable[[], Step], finish: Finish) -> None:
+        keep_freed_memory()
         self._make_step, self._finish = make_step, finish
         self._step: Step | None = None
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import os
 from pathlib import Path
 
 _LIMITS = Path("/sys/fs/cgroup")
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in malloc.h
 
 
 def usable_cores(limits: Path = _LIMITS) -> int:
@@ -25,6 +27,19 @@ def usable_memory(limits: Path = _LIMITS) -> int | None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read(limits / "memory.max") or "max"
     return memory if limit == "max" else min(memory, int(limit))
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees for the next time, instead of giving it back to the system.
+
+    A network takes and frees hundreds of MB per batch. By default glibc gives each large piece back, and the system hands
+    out pages of zeros anew, which takes as long as half of the arithmetic. In return a process holds on to the most that
+    it once needed. Nothing happens where the C library is another.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
+    if mallopt is not None:
+        mallopt(_TRIM_THRESHOLD, -1)  # the largest number there is
+        mallopt(_MMAP_THRESHOLD, 1 << 30)
 
 
 def _read(path: Path) -> str | None:

@@ -398,3 +398,19 @@ def walk(
         for pixel, part in walk(source, place, mass * share, answer).items():
             found[pixel] += part
     return dict(found)
+
+
+def strongest_half(arrows: list[tuple[float, Arrow]]) -> Arrow:
+    """What several neurons of one target keep together: of all places, the strongest that hold half of the mass."""
+    arrived: Arrow = defaultdict(float)
+    for mass, arrow in arrows:
+        for key, share in arrow.items():
+            arrived[key] += mass * share
+    total = sum(arrived.values())
+    kept, held = {}, 0.0
+    for key, mass in sorted(arrived.items(), key=lambda item: (-item[1], item[0])):
+        if held * 2 >= total * (1 - 1e-6):
+            break
+        kept[key] = mass
+        held += mass
+    return {key: mass * total / held for key, mass in kept.items()}

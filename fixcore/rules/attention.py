@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.elementwise import PASSES
-from fixcore.rules.linear import excitation
+from fixcore.rules.linear import excitation, strongest_half
 from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
@@ -64,12 +64,14 @@ def strongest_term(visit: Visit, points: Points) -> Flow:
                 product = visit.without_blanks(source, place, product)
         piece = Points(points.index[part], points.trace[part], points.mass[part] / sum(followed))
         if as_vector:
-            flow.append((sources[0], piece.spread(places[0], *excitation(product, visit.options.vector))))
+            flow.append((sources[0], piece.spread(places[0], *excitation(product))))
             continue
         winner = product.argmax(1, keepdim=True)
         for source, place, follow in zip(sources, places, followed, strict=True):
             if follow:
                 flow.append((source, piece.moved(place.gather(1, winner)[:, 0])))
+    if as_vector and visit.options.vector == "half":
+        return [(sources[0], strongest_half([moved for _, moved in flow], left.shape))]
     return flow
 
 

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
-from fixcore.rules.linear import excitation
+from fixcore.rules.linear import excitation, strongest_half
 from fixcore.rules.table import Flow, Visit, rule
 from fixcore.rules.window import cells, pair
+from fixcore.rules.winner import winning_channels
 
 aten = torch.ops.aten
 
@@ -40,59 +41,51 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
         row, col = window.centre(out_row, 0), window.centre(out_col, 1)
         return [(source, points.moved(ravel((n, first_channel, row, col), image.shape)))]
 
-    rows, row_inside = window.taps(out_row, 0)
-    cols, col_inside = window.taps(out_col, 1)
     by_place = image.permute(0, 2, 3, 1)  # for channels_last a view whose rows are contiguous
-    by_tap = weight.permute(0, 2, 3, 1).reshape(weight.shape[0], -1, group_channels)
-    taps = by_tap.shape[1]
-    own_channels = torch.arange(group_channels, device=image.device)
-    grouped = group_channels < image.shape[1]
-
-    def products(part: slice) -> tuple[Tensor, Tensor]:
-        """Activation times weight (p, taps, group channels), zero on padding; and which taps are inside (p, taps)."""
-        place = (n[part, None, None], rows[part, :, None], cols[part, None, :])
-        if grouped:
-            channel = first_channel[part, None] + own_channels
-            field = by_place[(*(at[..., None] for at in place), channel[:, None, None, :])]
-        else:
-            field = by_place[place]
-        inside = (row_inside[part, :, None] & col_inside[part, None, :]).flatten(1)
-        product = field.reshape(-1, taps, group_channels) * by_tap[out_channel[part]]
-        return (product if taps == 1 else product * inside[:, :, None]), inside
-
-    step = max(1, _CHUNK // (taps * group_channels))
-    parts = [slice(start, start + step) for start in range(0, len(points), step)]
-
+    by_tap = weight.permute(0, 2, 3, 1)
     if window.sees_everything(visit.shape):
-        spreads = []
-        for part in parts:
-            product, inside = products(part)
-            seen = product.masked_fill(~inside[:, :, None], -torch.inf)  # padding excites nothing, not even as last
-            kept, share = excitation(seen.flatten(1), visit.options.vector)
-            row = rows[part, :, None].expand(-1, -1, cols.shape[1]).flatten(1)[:, :, None]
-            col = cols[part, None, :].expand(-1, rows.shape[1], -1).flatten(1)[:, :, None]
-            channel = (first_channel[part, None] + own_channels)[:, None, :]
-            index = ravel((n[part, None, None], channel, row, col), image.shape).flatten(1)
-            piece = Points(points.index[part], points.trace[part], points.mass[part])
-            spreads.append((source, piece.spread(index, kept, share)))
-        return spreads
-
-    winner = torch.empty_like(n)
+        return _as_linear_layer(visit, points, window, first_channel)
+    place = (n, window.first(out_row, 0), window.first(out_col, 1))
+    winner = winning_channels(by_place, by_tap, place, (first_channel, out_channel), window.dilation)
+    channel = first_channel + winner
     if own_place:
-        for part in parts:
-            winner[part] = products(part)[0].sum(1).argmax(1)
         row, col = window.centre(out_row, 0), window.centre(out_col, 1)
     else:
-        tap = torch.empty_like(n)
-        for part in parts:
-            product, inside = products(part)
-            winner[part] = product.sum(1).argmax(1)
-            chosen = product.gather(2, winner[part, None, None].expand(-1, taps, 1))[:, :, 0]
-            tap[part] = chosen.masked_fill(~inside, -torch.inf).argmax(1)
-        tap_row = torch.div(tap, cols.shape[1], rounding_mode="floor")
+        rows, row_inside = window.taps(out_row, 0)
+        cols, col_inside = window.taps(out_col, 1)
+        seen = by_place[n[:, None, None], rows[:, :, None], cols[:, None, :], channel[:, None, None]]
+        product = (seen * by_tap[out_channel, :, :, winner]).flatten(1)
+        inside = (row_inside[:, :, None] & col_inside[:, None, :]).flatten(1)
+        tap = product.masked_fill(~inside, -torch.inf).argmax(1)
+        tap_row = torch.div(tap, window.kernel[1], rounding_mode="floor")
         row = rows.gather(1, tap_row[:, None])[:, 0]
-        col = cols.gather(1, (tap - tap_row * cols.shape[1])[:, None])[:, 0]
-    return [(source, points.moved(ravel((n, first_channel + winner, row, col), image.shape)))]
+        col = cols.gather(1, (tap - tap_row * window.kernel[1])[:, None])[:, 0]
+    return [(source, points.moved(ravel((n, channel, row, col), image.shape)))]
+
+
+def _as_linear_layer(visit: Visit, points: Points, window: _Window, first_channel: Tensor) -> Flow:
+    """Follow a convolution whose one output place sees every input place by the rule of linear layers."""
+    image, weight, source = visit.tensor("input"), visit.tensor("weight"), visit.source("input")
+    group_channels = weight.shape[1]
+    n, out_channel, out_row, out_col = unravel(points.index, visit.shape)
+    rows, row_inside = window.taps(out_row, 0)
+    cols, col_inside = window.taps(out_col, 1)
+    own = torch.arange(group_channels, device=image.device)
+    spreads = []
+    step = max(1, _CHUNK // weight[0].numel())
+    for start in range(0, len(points), step):
+        part = slice(start, start + step)
+        at = (n[part, None, None, None], rows[part, :, None, None], cols[part, None, :, None])
+        channel = (first_channel[part, None] + own)[:, None, None, :]
+        product = image[at[0], channel, at[1], at[2]] * weight.permute(0, 2, 3, 1)[out_channel[part]]
+        inside = (row_inside[part, :, None] & col_inside[part, None, :])[..., None]
+        seen = product.masked_fill(~inside, -torch.inf).flatten(1)  # padding excites nothing, not even as last
+        index = ravel((at[0], channel, at[1], at[2]), image.shape).flatten(1)
+        piece = Points(points.index[part], points.trace[part], points.mass[part])
+        spreads.append(piece.spread(index, *excitation(seen)))
+    if visit.options.vector == "half":
+        return [(source, strongest_half(spreads, image.shape))]
+    return [(source, spread) for spread in spreads]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +112,13 @@ class _Window:
         extent = pair(visit.tensor("input").shape[2:])
         return cls(extent, kernel, pair(visit.plain("stride")), before, dilation)
 
+    def first(self, out: Tensor, axis: int) -> Tensor:
+        """Input coordinate (P,) of the kernel's first cell, possibly before the image."""
+        return out * self.stride[axis] - self.padding[axis]
+
     def taps(self, out: Tensor, axis: int) -> tuple[Tensor, Tensor]:
         """Input coordinates (P, k) under the kernel, moved onto the image, and whether they were inside."""
-        return cells(
-            out * self.stride[axis] - self.padding[axis], self.kernel[axis], self.dilation[axis], self.extent[axis]
-        )
+        return cells(self.first(out, axis), self.kernel[axis], self.dilation[axis], self.extent[axis])
 
     def centre(self, out: Tensor, axis: int) -> Tensor:
         """Input coordinate (P,) of the window's centre, moved onto the image."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fixcore
+from fixcore.points import Points
 from fixcore.rules import MASS, PAPER, rule
 from tests.fixcore.one_node import check_against_oracle, one_node
-from tests.oracles import ORACLES
+from tests.oracles import ORACLES, strongest_half
 
 aten = torch.ops.aten
 
@@ -85,6 +87,51 @@ def test_linear(seed, options, tokens, inputs):
     shape = (2, *[3] * tokens, inputs)
     case = one_node(aten.linear.default, integers(seed, *shape), integers(seed + 1, 4, inputs), None, options=options)
     check_against_oracle(case)
+
+
+@quick
+@given(
+    seed=seeds,
+    inputs=st.integers(1, 12),
+    neurons=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 4)), min_size=1, max_size=12, unique=True),
+    operation=st.sampled_from([aten.linear.default, aten.conv2d.default, aten.mm.default]),
+    low=st.sampled_from([0, -3]),
+)
+def test_the_neurons_of_a_target_keep_half_together(seed, inputs, neurons, operation, low):
+    """Each sends its mass to all that excites it (Alg. 1); of all these places the strongest hold half."""
+    values, weight = integers(seed, 2, inputs, low=low), integers(seed + 1, 5, inputs)
+    if operation is aten.linear.default:
+        arguments: tuple[Any, ...] = (values, weight, None)
+    elif operation is aten.mm.default:
+        arguments = (values, weight.T.contiguous())
+    else:
+        arguments = (values[:, :, None, None], weight[:, :, None, None], None)
+    case = one_node(operation, *arguments, options=MASS)
+    neurons = sorted(neurons)
+    mass = torch.arange(1.0, len(neurons) + 1)
+    index = torch.tensor([image * 5 + neuron for image, neuron in neurons])
+    points = Points(index, torch.tensor([image for image, _ in neurons]), mass)
+    ((source, found),) = rule[operation].follow(case.visit, points)
+    shape = case.visit.shapes[source]
+    answer = ORACLES[operation]
+    positive = replace(MASS, vector="positive")
+    for target in (0, 1):
+        own = [
+            (float(mass[number]), answer(case.given, (image, neuron, 0, 0)[: case.result.dim()], positive))
+            for number, (image, neuron) in enumerate(neurons)
+            if image == target
+        ]
+        expected = strongest_half(own)
+        arrived = sorted(sum((Counter({k: m * v for k, v in arrow.items()}) for m, arrow in own), Counter()).values())
+        assume(all(after - before > 1e-4 for before, after in itertools.pairwise(arrived)))  # rounding breaks such ties
+        held = list(itertools.accumulate(reversed(arrived)))
+        assume(all(abs(part * 2 - held[-1]) > 1e-4 for part in held))
+        here = found.trace == target
+        places = [tuple(int(i) for i in torch.unravel_index(at, shape)) for at in found.index[here]]
+        kept = dict(zip(places, found.mass[here].tolist(), strict=True))
+        assert kept.keys() == {place for _, place in expected}
+        for (_, place), share in expected.items():
+            assert kept[place] == pytest.approx(share, rel=1e-4)
 
 
 class FlattenedMap(torch.nn.Module):

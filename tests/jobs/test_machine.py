@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +27,28 @@ def test_a_containers_limit_limits_the_memory(tmp_path: Path, limit: str | None,
         (tmp_path / "memory.max").write_text(limit + "\n")
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert usable_memory(tmp_path) == (expected or there)
+
+
+_TAKES_MEMORY = """
+import resource, sys
+import torch
+from jobs.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(8):  # until there is a hole of the right size
+    torch.ones(1 << 24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.ones(1 << 24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_memory_that_was_freed_is_used_again() -> None:
+    """Else the system faults in every page of it anew."""
+    given_back, kept = (
+        int(subprocess.run([sys.executable, "-c", _TAKES_MEMORY, how], check=True, capture_output=True).stdout)
+        for how in ("default", "keep")
+    )
+    assert kept * 10 < given_back
