@@ -13,7 +13,7 @@ from fixcore.backtrack import backtrack
 from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
 from fixcore.fixations import Fixations, drop_outliers
-from fixcore.graph import Graph, Recording, capture
+from fixcore.graph import Graph, Recording, capture, capture_all
 from fixcore.saliency import evidence_overlap, saliency_maps, saliency_masks
 from fixcore.start import Start
 
@@ -30,6 +30,7 @@ __all__ = [
     "backtrack",
     "box_iou",
     "capture",
+    "capture_all",
     "drop_outliers",
     "evidence_boxes",
     "evidence_overlap",

@@ -5,7 +5,7 @@ N images, K classes, D features, C channels, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,20 +41,44 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> Graph:
 
     Raises CaptureError for a model in train mode, or one that torch.export cannot read.
     """
-    program = model if isinstance(model, ExportedProgram) else _exported(model, example)
+    return capture_all([model], example)[0]
+
+
+def capture_all(models: Sequence[nn.Module | ExportedProgram], example: Tensor) -> list[Graph]:
+    """Return networks that differ in their weights alone, such as those of folds, as graphs; the export is made once.
+
+    As `capture` for each. Raises CaptureError also where a network's weights have other names or shapes than those of
+    the first.
+    """
+    first = models[0]
+    program = first if isinstance(first, ExportedProgram) else _exported(first, example)
     program = program.run_decompositions(_decompositions())
-    graph, signature = program.graph, program.graph_signature
+    return [_captured(program, model) for model in models]
+
+
+def _captured(program: ExportedProgram, model: nn.Module | ExportedProgram) -> Graph:
+    """Return the program's graph with the weights of `model`."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(program.graph, copies))
+    state = program.state_dict
+    if isinstance(model, nn.Module):
+        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        for name, value in state.items():
+            if name not in own or own[name].shape != value.shape:
+                raise CaptureError(f"{name} of the networks differ in shape or name; capture each for itself")
+        state = own
     constants: Constants = {}
     images = None
-    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    for spec in signature.input_specs:
+    placeholders = {node.name: copies[node] for node in program.graph.nodes if node.op == "placeholder"}
+    for spec in program.graph_signature.input_specs:
         node = placeholders[spec.arg.name]
         if spec.kind is InputKind.USER_INPUT:
             if images is not None:
                 raise CaptureError("the model takes more than one input; wrap it in a module that takes images only")
             images = node
         elif spec.target in program.state_dict:
-            constants[node] = program.state_dict[spec.target].detach()
+            constants[node] = state[spec.target].detach()
         else:
             constants[node] = program.constants[spec.target].detach()
     if images is None:

@@ -32,9 +32,9 @@ def usable_memory(limits: Path = _LIMITS) -> int | None:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees for the next time, instead of giving it back to the system.
 
-    A network takes and frees hundreds of MB per batch. By default glibc gives each large piece back, and the system hands
-    out pages of zeros anew, which takes as long as half of the arithmetic. In return a process holds on to the most that
-    it once needed. Nothing happens where the C library is another.
+    A network takes and frees hundreds of MB per batch. By default glibc gives each large piece back, and the system
+    hands out pages of zeros anew, which takes as long as half of the arithmetic. In return a process holds on to the
+    most that it once needed. Nothing happens where the C library is another.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if mallopt is not None:

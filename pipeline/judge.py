@@ -149,7 +149,7 @@ class Judge:
         if plan.predict == "train":
             assert plan.train is not None
             networks = [load_fold_network(plan.train, Path(path)) for path in plan.fold_weights]
-            return [fixcore.capture(network.to(self.device), self._example) for network in networks]
+            return fixcore.capture_all([network.to(self.device) for network in networks], self._example)
         if plan.model is None:
             return []
         loaded = load_model(plan.model, weights=Path(plan.weights) if plan.weights else None)

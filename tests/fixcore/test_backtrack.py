@@ -326,3 +326,22 @@ def test_a_flattened_map_may_come_in_channels_last() -> None:
     one, two = (fixcore.backtrack(graph.record(layout), target) for layout in (images, other))
     assert (one.row.tolist(), one.col.tolist()) == (two.row.tolist(), two.col.tolist())
     torch.testing.assert_close(one.mass, two.mass)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_networks_of_one_architecture_are_exported_once_and_are_what_each_is_for_itself(
+    family: type[nn.Module],
+) -> None:
+    networks = [integer_network(family, seed) for seed in (1, 2, 3)]
+    images = integer_images(0, 3)
+    target = torch.tensor([0, 1, 2])
+    for network, graph in zip(networks, fixcore.capture_all(networks, images), strict=True):
+        own, shared = (one.record(images) for one in (fixcore.capture(network, images), graph))
+        assert torch.equal(own.logits, shared.logits)
+        assert as_dicts(fixcore.backtrack(own, target)) == as_dicts(fixcore.backtrack(shared, target))
+
+
+def test_networks_of_other_shapes_cannot_be_captured_together() -> None:
+    networks = [nn.Sequential(nn.Flatten(), nn.Linear(12, classes)).eval() for classes in (2, 3)]
+    with pytest.raises(fixcore.CaptureError, match=r"1\.weight"):
+        fixcore.capture_all(networks, torch.zeros(2, 3, 2, 2))
