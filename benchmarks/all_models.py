@@ -1,4 +1,4 @@
-"""Every classifier of torchvision, traced to the pixels: `python benchmarks/all_models.py [NAME ...] [--write]`.
+"""Every classifier of torchvision, traced to the pixels: `python -m benchmarks.all_models [NAME ...] [--write]`.
 
 Random weights, two images of noise at the published input size. Prints a row per model: nodes of the graph, fixations
 per image, how far their masses are from 1, the seconds of capturing, and those of recording and backtracking one image.
@@ -21,7 +21,7 @@ import torchvision
 import fixcore
 
 _PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "models.md"
-_ABOUT = """<!-- Made by benchmarks/all_models.py --write; do not edit. -->
+_ABOUT = """<!-- Made by python -m benchmarks.all_models --write; do not edit. -->
 # Classifiers that fixcore traces
 
 Every classification model of torchvision {torchvision}, by the table of operations alone. Random weights,

@@ -1,4 +1,4 @@
-"""What tracing costs, as a multiple of a plain forward pass: `python benchmarks/trace_cost.py [--json] [--rivals]`.
+"""What tracing costs, as a multiple of a plain forward pass: `python -m benchmarks.trace_cost [--json] [--rivals]`.
 
 Per network, in one process and interleaved: the median seconds of a plain eager forward pass in inference mode (the
 better of the two memory formats), of recording, and of recording and backtracking one and two targets per image.
