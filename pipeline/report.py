@@ -33,7 +33,7 @@ _CLASS_COLUMNS = (
     ("images", "Images", count),
     ("mislabeled", "Mislabeled", count),
     ("ambiguous", "Ambiguous", count),
-    ("estimated_noise", "Estimated noise", percent),
+    ("estimated_noise", "In doubt", percent),
     ("accuracy", "Accuracy", percent),
 )
 
@@ -127,9 +127,8 @@ def _facts(summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "images": summary["images"],
         "errors": summary["estimated_errors"],
-        "noise": summary["estimated_noise"],
+        "doubt": summary["estimated_noise"],
         "accuracy": summary["accuracy"],
-        "precision": summary["estimated_precision"],
     }
 
 

@@ -205,9 +205,8 @@ def test_nothing_is_fetched_and_only_our_own_style_and_script_run(page):
 def test_the_head_tells_the_numbers(page):
     facts = {div.all("dt")[0].said(): div.all("dd")[0].said() for div in page.root.all("dl")[0].all("div")}
     assert facts["Images"] == "40"
-    assert facts["Estimated label noise"] == "4.8 %"
+    assert facts["Labels in doubt"] == "4.8 %"
     assert facts["Accuracy"] == "44.7 %"
-    assert facts["Precision of flags"] == "83.0 %"
     counts = {div.all("dt")[0].said(): div.all("dd")[0].said() for div in page.root.all("dl")[1].all("div")}
     assert counts == {
         "Mislabeled": "16",
@@ -234,7 +233,7 @@ def test_the_class_table(run, page):
     (table,) = page.root.all("table")
     rows = table.all("tbody")[0].all("tr")
     assert [head.said() for head in table.all("thead")[0].all("th")] == [
-        "Class", "Images", "Mislabeled", "Ambiguous", "Estimated noise", "Accuracy", "Most taken for",
+        "Class", "Images", "Mislabeled", "Ambiguous", "In doubt", "Accuracy", "Most taken for",
     ]  # fmt: skip
     classes = json.loads(run.summary.read_text())["classes"]
     assert len(rows) == len(classes)
