@@ -12,7 +12,7 @@ its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018
 from fixcore.backtrack import backtrack
 from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
-from fixcore.fixations import Fixations, drop_outliers
+from fixcore.fixations import Fixations, LayerPoints, drop_outliers
 from fixcore.graph import Graph, Recording, capture, capture_all
 from fixcore.saliency import evidence_overlap, saliency_maps, saliency_masks
 from fixcore.start import Start
@@ -23,6 +23,7 @@ __all__ = [
     "FixcoreError",
     "Graph",
     "InputError",
+    "LayerPoints",
     "MissingRule",
     "Recording",
     "Start",

@@ -2,17 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, overload
 
 import torch
 from torch import Tensor, fx
 
-from fixcore.fixations import Fixations
+from fixcore.fixations import Fixations, LayerPoints
 from fixcore.graph import Recording
 from fixcore.points import Points, merged, ravel, unravel
 from fixcore.rules import MASS, PAPER, rule
 from fixcore.rules.table import Options, Visit
-from fixcore.start import Contrast, Start, class_starts, contrasted_weight, head_points, logit_points
+from fixcore.start import (
+    Contrast,
+    Start,
+    class_starts,
+    contrasted_weight,
+    head_points,
+    logit_points,
+    neuron_points,
+)
+
+
+@overload
+def backtrack(
+    recording: Recording,
+    target: Tensor | Start,
+    *,
+    rules: Literal["mass", "paper"] | Options = "mass",
+    contrast: Contrast | None = None,
+    stop_at: None = None,
+) -> Fixations: ...
+
+
+@overload
+def backtrack(
+    recording: Recording,
+    target: Tensor | Start,
+    *,
+    rules: Literal["mass", "paper"] | Options = "mass",
+    contrast: Contrast | None = None,
+    stop_at: str,
+) -> LayerPoints: ...
 
 
 def backtrack(
@@ -21,33 +51,55 @@ def backtrack(
     *,
     rules: Literal["mass", "paper"] | Options = "mass",
     contrast: Contrast | None = None,
-) -> Fixations:
-    """Return the pixels that excited each target.
+    stop_at: str | None = None,
+) -> Fixations | LayerPoints:
+    """Return the pixels that excited each target; or with `stop_at`, the neurons of that layer (paper, Fig. 5).
 
     `target` is int64 (N,), one class per recorded image (-1: none), or a Start that names images and targets freely.
     `rules` chooses between our default, which carries mass and begins at the class map, and the published algorithm
     (Mopuri et al., CNN Fixations, III), which begins at the logit. `contrast` sets the class against others.
 
-    The points of the result belong to `target[image]`; their mass sums to 1. Raises TargetError for a target that
-    does not exist, MissingRule for an operation on the way without a rule.
+    The points of the result belong to `target[image]`; their mass sums to 1. At a layer (`Graph.layer` says what its
+    name may be) it sums to less where evidence flows around the layer, by a skip connection or a parallel branch.
+    Raises TargetError for a target or layer that does not exist, MissingRule for an operation on the way without a
+    rule.
     """
+    graph = recording.graph
+    end = graph.images if stop_at is None else graph.layer(stop_at)
+    node, points, options, start, margin = _begin(recording, target, rules, contrast)
+    with torch.inference_mode():
+        points = _walk(recording, node, points, options, end)
+        if stop_at is None:
+            return _fixations(recording, start, points, margin)
+        return _layer_points(recording, start, points, end)
+
+
+def _begin(
+    recording: Recording,
+    target: Tensor | Start,
+    rules: Literal["mass", "paper"] | Options,
+    contrast: Contrast | None,
+) -> tuple[fx.Node, Points, Options, Start, float]:
+    """Return the node and points where the walk begins, the options of its rules, and the boxes' margin."""
     options = {"mass": MASS, "paper": PAPER}[rules] if isinstance(rules, str) else rules
     start = target if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
+        if start.layer is not None:
+            return *neuron_points(recording, start), options, start, 0.0
         published = options.average_pool == "argmax" or recording.graph.head is None
         if published and contrast is None and start.weight is None:
-            node, points = logit_points(recording, start)
-        else:
-            node, points = head_points(recording, start, contrasted_weight(recording, start, contrast))
-        margin = 0.0 if published else _half_stride(recording)
-        return _fixations(recording, start, _walk(recording, node, points, options), margin)
+            return *logit_points(recording, start), options, start, 0.0
+        node, points = head_points(recording, start, contrasted_weight(recording, start, contrast))
+        return node, points, options, start, 0.0 if published else _half_stride(recording)
 
 
-def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options) -> Points:
-    """Visit nodes in reverse; what meets at a node is merged before it goes on. Returns points in the images."""
+def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options, end: fx.Node) -> Points:
+    """Visit nodes in reverse; what meets at a node is merged before it goes on. Returns the points at `end`."""
     graph = recording.graph
     waiting: dict[fx.Node, list[Points]] = {begin: [points]}
     for node in reversed(graph.nodes):
+        if node is end:
+            break
         arrived = waiting.pop(node, None)
         if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
             continue
@@ -57,7 +109,7 @@ def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options
             if len(moved):
                 waiting.setdefault(source, []).append(moved)
     nothing = points.where(torch.zeros_like(points.trace, dtype=torch.bool))
-    return merged(waiting.get(graph.images, [nothing]), recording.shapes[graph.images].numel())
+    return merged(waiting.get(end, [nothing]), recording.shapes[end].numel())
 
 
 def _fixations(recording: Recording, start: Start, points: Points, margin: float) -> Fixations:
@@ -78,6 +130,16 @@ def _fixations(recording: Recording, start: Start, points: Points, margin: float
         target=start.target,
         margin=margin,
     )
+
+
+def _layer_points(recording: Recording, start: Start, points: Points, node: fx.Node) -> LayerPoints:
+    """Say where the points lie in a layer's output, and where that is in the image."""
+    shape, pixels = recording.shapes[node], recording.shapes[recording.graph.images]
+    _, *place = unravel(points.index, shape)
+    row = col = torch.full_like(points.mass, torch.nan)
+    if len(shape) == 4:
+        row, col = ((place[dim - 1] + 0.5) * (pixels[dim] / shape[dim]) - 0.5 for dim in (2, 3))
+    return LayerPoints(points.trace, torch.stack(place, 1), points.mass, row, col, start.target)
 
 
 def _half_stride(recording: Recording) -> float:

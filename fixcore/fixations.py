@@ -43,6 +43,24 @@ class Fixations:
         return self.target.numel()
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerPoints:
+    """Neurons of an inner layer that caused a batch of decisions, sorted by target."""
+
+    image: Tensor
+    """int64 (P,): which of the N explained targets the point belongs to; position in `target`."""
+    place: Tensor
+    """int64 (P, D): the neuron's coordinates in the layer's output for one image, (channel, row, column) of a map."""
+    mass: Tensor
+    """float32 (P,): share of the evidence; sums to at most 1 over a target."""
+    row: Tensor
+    """float32 (P,): row of the input pixel at the middle of the neuron's cell of the map; NaN if it is no map."""
+    col: Tensor
+    """float32 (P,): its column."""
+    target: Tensor
+    """int64 (N,): what was explained."""
+
+
 def drop_outliers(
     fixations: Fixations, *, radius: float = 0.10, share: float = 0.05, by_mass: bool = False
 ) -> Fixations:

@@ -5,6 +5,7 @@ N images, K classes, D features, C channels, H x W pixels.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from fixcore.errors import CaptureError, InputError
+from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
 from fixcore.rules import rule
 from fixcore.simplify import Constants, arguments_by_name, simplify
@@ -121,6 +122,19 @@ class Graph:
     def classes(self) -> int:
         """K, the width of the logits."""
         return int(self.logits.meta["val"].shape[-1])
+
+    def layer(self, name: str) -> fx.Node:
+        """Return the operation that gives the output of a layer.
+
+        `name` is the module's path in the user's model ("layer3.0.conv2"), or an operation's name in the graph. Of a
+        module that is called several times it is the last call. Raises TargetError with the nearest names.
+        """
+        for node in reversed(self.nodes):
+            if name == node.name or name in _modules(node):
+                return node
+        known = sorted({path for node in self.nodes for path in _modules(node) if path})
+        near = difflib.get_close_matches(name, known, 3) or known[-3:]
+        raise TargetError(f"the network has no layer {name!r}; did you mean {', '.join(near)}?")
 
     def record(self, images: Tensor) -> Recording:
         """Run one forward pass in inference mode and keep the activations that the rules read.
@@ -301,6 +315,11 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
             node.meta["is_constant"] = True  # a weight, or a size
         else:
             node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
+
+
+def _modules(node: fx.Node) -> list[str]:
+    """Return the paths of the modules that an operation was called in, outermost first."""
+    return [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
 
 
 def _only_output(output: fx.Node) -> fx.Node:

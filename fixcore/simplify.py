@@ -151,6 +151,10 @@ def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
         constants[new_bias] = shift.to(weight.dtype)
         convolution.args = (conv["input"], new_weight, new_bias, *list(conv.values())[3:])
         convolution.kwargs = {}
+        convolution.meta["nn_module_stack"] = {  # its output is the batch norm's now
+            **convolution.meta.get("nn_module_stack", {}),
+            **node.meta.get("nn_module_stack", {}),
+        }
         node.replace_all_uses_with(convolution)
         graph.erase_node(node)
 

@@ -29,6 +29,9 @@ class Start:
     """int64 (T,): class ids, or any name the caller gives to `weight`'s rows."""
     weight: Tensor | None = None
     """(T, D): the linear function of the features to explain; None: the network's own weights for class `target`."""
+    layer: str | None = None
+    """Explain neurons of this layer (see `Graph.layer`) instead; `target` is the row-major position of each in the
+    layer's output for one image."""
 
 
 def class_starts(recording: Recording, target: Tensor) -> Start:
@@ -107,6 +110,22 @@ def head_points(recording: Recording, start: Start, weight: Tensor) -> tuple[fx.
     channel = (by_place[image[row], place] * weight[row]).argmax(1)
     index = image[row] * per_image + position[0, place, channel]
     return head.map, Points(index, asked[row], share[row, place])
+
+
+def neuron_points(recording: Recording, start: Start) -> tuple[fx.Node, Points]:
+    """Begin at neurons of an inner layer, each with mass 1; raises TargetError for neurons that the layer lacks."""
+    assert start.layer is not None
+    if start.weight is not None:
+        raise TargetError("a start has weights of the features, or a layer, not both")
+    node = recording.graph.layer(start.layer)
+    per_image = recording.shapes[node][1:].numel()
+    if bool((start.target >= per_image).any()):
+        raise TargetError(
+            f"layer {start.layer!r} has neurons 0..{per_image - 1}; target holds {int(start.target.max())}"
+        )
+    asked = (start.target >= 0).nonzero()[:, 0]
+    index = start.image[asked] * per_image + start.target[asked]
+    return node, Points(index, asked, torch.ones_like(asked, dtype=torch.float32))
 
 
 def logit_points(recording: Recording, start: Start) -> tuple[fx.Node, Points]:
