@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--keep-memory", action="store_true", help="as the workers of an audit do")
-    parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--rivals", action="store_true", help="also time captum's methods (pip install captum)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
