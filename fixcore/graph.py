@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
 from fixcore.rules import rule
-from fixcore.simplify import Constants, arguments_by_name, simplify
+from fixcore.simplify import FILLED, Constants, arguments_by_name, simplify
 
 aten = torch.ops.aten
 
@@ -313,6 +313,8 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
             node.meta["is_constant"] = False
         elif node in constants or not isinstance(node.meta.get("val"), Tensor | tuple | list):
             node.meta["is_constant"] = True  # a weight, or a size
+        elif node.target in FILLED:
+            node.meta["is_constant"] = True
         else:
             node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
 

@@ -24,8 +24,16 @@ _FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, ate
 """Operations whose output shares memory with nothing else."""
 
 
-_FILLED = (aten.new_zeros.default, aten.new_ones.default, aten.new_full.default)
-"""Operations that take nothing from their first argument but its type."""
+FILLED = (
+    aten.new_zeros.default,
+    aten.new_ones.default,
+    aten.new_full.default,
+    aten.zeros_like.default,
+    aten.ones_like.default,
+    aten.full_like.default,
+)
+"""Operations that take nothing from their first argument but its type, or shape."""
+_FILLED_ANEW = FILLED[:3]
 
 
 def simplify(graph: fx.Graph, constants: Constants) -> None:
@@ -107,7 +115,7 @@ def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
         arguments = arguments_by_name(node)
         if not arguments or not isinstance(node.meta.get("val"), Tensor):
             continue
-        if node.target in _FILLED:  # reads the type of its input, not its values
+        if node.target in _FILLED_ANEW:  # reads the type of its input, not its values
             arguments["self"] = torch.empty(0, dtype=node.meta["val"].dtype, device=node.meta["val"].device)
         sources: list[fx.Node] = []
         fx.node.map_arg(arguments, sources.append)
