@@ -42,33 +42,40 @@ def capture(model: nn.Module | ExportedProgram, example: Tensor) -> Graph:
 
     Raises CaptureError for a model in train mode, or one that torch.export cannot read.
     """
-    return capture_all([model], example)[0]
-
-
-def capture_all(models: Sequence[nn.Module | ExportedProgram], example: Tensor) -> list[Graph]:
-    """Return networks that differ in their weights alone, such as those of folds, as graphs; the export is made once.
-
-    As `capture` for each. Raises CaptureError also where a network's weights have other names or shapes than those of
-    the first.
-    """
-    first = models[0]
-    program = first if isinstance(first, ExportedProgram) else _exported(first, example)
+    program = model if isinstance(model, ExportedProgram) else _exported(model, example)
     program = program.run_decompositions(_decompositions())
-    return [_captured(program, model) for model in models]
+    return _captured(program, {**program.constants, **program.state_dict})
 
 
-def _captured(program: ExportedProgram, model: nn.Module | ExportedProgram) -> Graph:
-    """Return the program's graph with the weights of `model`."""
+def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
+    """Return networks that were built alike, such as those of folds, as graphs; the export is made once.
+
+    As `capture` for each. Networks are alike that print alike (layers, strides, activations) and whose parameters and
+    buffers have the same names and shapes; where they are not, or hold tensors that are neither, each is exported for
+    itself. A choice that a network of the user's makes in `forward` and does not print must be the same in all.
+    """
+    for model in models:
+        _refuse_train_mode(model)
+    first = _exported(models[0], example).run_decompositions(_decompositions())
+    names = {**first.constants, **first.state_dict}
+    graphs = []
+    for model in models:
+        own = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers(remove_duplicate=False)),
+        }
+        alike = repr(model) == repr(models[0]) and all(
+            name in own and own[name].shape == value.shape for name, value in names.items()
+        )
+        graphs.append(_captured(first, own) if alike else capture(model, example))
+    return graphs
+
+
+def _captured(program: ExportedProgram, tensors: Mapping[str, Any]) -> Graph:
+    """Return the program's graph with these parameters, buffers and other constants."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, copies))
-    state = program.state_dict
-    if isinstance(model, nn.Module):
-        own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        for name, value in state.items():
-            if name not in own or own[name].shape != value.shape:
-                raise CaptureError(f"{name} of the networks differ in shape or name; capture each for itself")
-        state = own
     constants: Constants = {}
     images = None
     placeholders = {node.name: copies[node] for node in program.graph.nodes if node.op == "placeholder"}
@@ -78,10 +85,8 @@ def _captured(program: ExportedProgram, model: nn.Module | ExportedProgram) -> G
             if images is not None:
                 raise CaptureError("the model takes more than one input; wrap it in a module that takes images only")
             images = node
-        elif spec.target in program.state_dict:
-            constants[node] = state[spec.target].detach()
         else:
-            constants[node] = program.constants[spec.target].detach()
+            constants[node] = tensors[spec.target].detach()
     if images is None:
         raise CaptureError("the model takes no images")
     simplify(graph, constants)
@@ -284,8 +289,7 @@ def _run(steps: tuple[_Step, ...], values: dict[fx.Node, Any], shapes: dict[fx.N
 
 
 def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
-    if model.training:
-        raise CaptureError("the model is in train mode; call model.eval() first")
+    _refuse_train_mode(model)
     example = example.detach()
     if example.shape[0] < 2:  # a batch of one would be taken for a constant
         example = example.expand(2, *example.shape[1:])
@@ -297,6 +301,11 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
         raise CaptureError(
             f"torch.export cannot read {type(model).__name__}: {reason[0] if reason else type(error).__name__}"
         ) from error
+
+
+def _refuse_train_mode(model: nn.Module) -> None:
+    if model.training:
+        raise CaptureError("the model is in train mode; call model.eval() first")
 
 
 def _decompositions() -> dict[Any, Any]:

@@ -341,7 +341,39 @@ def test_networks_of_one_architecture_are_exported_once_and_are_what_each_is_for
         assert as_dicts(fixcore.backtrack(own, target)) == as_dicts(fixcore.backtrack(shared, target))
 
 
-def test_networks_of_other_shapes_cannot_be_captured_together() -> None:
-    networks = [nn.Sequential(nn.Flatten(), nn.Linear(12, classes)).eval() for classes in (2, 3)]
-    with pytest.raises(fixcore.CaptureError, match=r"1\.weight"):
+class Shifted(nn.Module):
+    """A head with an offset that is no parameter: a buffer, kept out of the state dict, or a plain tensor."""
+
+    def __init__(self, offset: float, *, plain: bool = False, classes: int = 2, negative_slope: float = 0.1) -> None:
+        super().__init__()
+        self.head, self.activation = nn.Linear(12, classes), nn.LeakyReLU(negative_slope)
+        if plain:
+            self.offset = torch.full((classes,), offset)
+        else:
+            self.register_buffer("offset", torch.full((classes,), offset), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.head(x.flatten(1)) + self.offset)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"offset": 5.0},
+        {"offset": 5.0, "plain": True},
+        {"offset": 1.0, "classes": 3},
+        {"offset": 1.0, "negative_slope": 0.7},
+    ],
+    ids=str,
+)
+def test_networks_captured_together_may_differ_in_anything_they_show(other: dict[str, Any]) -> None:
+    networks = [Shifted(1.0, plain=bool(other.get("plain"))).eval(), Shifted(**other).eval()]
+    images = -torch.rand(3, 3, 2, 2)
+    for network, graph in zip(networks, fixcore.capture_all(networks, images), strict=True):
+        torch.testing.assert_close(graph.record(images).logits, network(images).detach())
+
+
+def test_a_second_network_in_train_mode_is_refused() -> None:
+    networks = [Shifted(1.0).eval(), Shifted(1.0)]
+    with pytest.raises(fixcore.CaptureError, match="train mode"):
         fixcore.capture_all(networks, torch.zeros(2, 3, 2, 2))
