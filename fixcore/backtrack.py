@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, overload
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor, fx
 
 from fixcore.fixations import Fixations, LayerPoints
 from fixcore.graph import Recording
-from fixcore.points import Points, merged, ravel, unravel
-from fixcore.rules import MASS, PAPER, rule
+from fixcore.points import Points, is_vector, merged, ravel, settled, unravel
+from fixcore.rules import LAYOUT, MASS, PAPER, POOLS, rule
 from fixcore.rules.table import Options, Visit
 from fixcore.start import (
     Contrast,
@@ -55,7 +56,8 @@ def backtrack(
 ) -> Fixations | LayerPoints:
     """Return the pixels that excited each target; or with `stop_at`, the neurons of that layer (paper, Fig. 5).
 
-    `target` is int64 (N,), one class per recorded image (-1: none), or a Start that names images and targets freely.
+    `target` is int64 (N,), one class per recorded image (-1: none); of captions (N, S), one per word, explained in
+    this order; or a Start that names images and targets freely.
     `rules` chooses between our default, which carries mass and begins at the class map, and the published algorithm
     (Mopuri et al., CNN Fixations, III), which begins at the logit. `contrast` sets the class against others.
 
@@ -66,31 +68,35 @@ def backtrack(
     """
     graph = recording.graph
     end = graph.images if stop_at is None else graph.layer(stop_at)
-    node, points, options, start, margin = _begin(recording, target, rules, contrast)
-    with torch.inference_mode():
-        points = _walk(recording, node, points, options, end)
-        if stop_at is None:
-            return _fixations(recording, start, points, margin)
-        return _layer_points(recording, start, points, end)
-
-
-def _begin(
-    recording: Recording,
-    target: Tensor | Start,
-    rules: Literal["mass", "paper"] | Options,
-    contrast: Contrast | None,
-) -> tuple[fx.Node, Points, Options, Start, float]:
-    """Return the node and points where the walk begins, the options of its rules, and the boxes' margin."""
     options = {"mass": MASS, "paper": PAPER}[rules] if isinstance(rules, str) else rules
     start = target if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
-        if start.layer is not None:
-            return *neuron_points(recording, start), options, start, 0.0
-        published = options.average_pool == "argmax" or recording.graph.head is None
-        if published and contrast is None and start.weight is None:
-            return *logit_points(recording, start), options, start, 0.0
-        node, points = head_points(recording, start, contrasted_weight(recording, start, contrast))
-        return node, points, options, start, 0.0 if published else _half_stride(recording)
+        against = True if options.vector == "net" else None
+        node, points, margin = _begin(recording, start, options, contrast, against)
+        points = _walk(recording, node, points, options, end)
+        if stop_at is not None:
+            return _layer_points(recording, start, points, end)
+        if against:
+            outweighed = start.target >= 0
+            outweighed[points.trace] = False
+            if bool(outweighed.any()):  # at least as much speaks against it everywhere: show what speaks for it
+                again = replace(start, target=start.target.where(outweighed, -1))
+                node, others, _ = _begin(recording, again, options, contrast, False)
+                points = merged([points, _walk(recording, node, others, options, end)], recording.shapes[end].numel())
+        return _fixations(recording, start, points, margin)
+
+
+def _begin(
+    recording: Recording, start: Start, options: Options, contrast: Contrast | None, against: bool | None
+) -> tuple[fx.Node, Points, float]:
+    """Return the node and points where the walk begins, and the boxes' margin."""
+    if start.layer is not None:
+        return *neuron_points(recording, start, against), 0.0
+    published = options.average_pool == "argmax" or recording.graph.head is None
+    if published and contrast is None and start.weight is None:
+        return *logit_points(recording, start, against), 0.0
+    node, points = head_points(recording, start, contrasted_weight(recording, start, contrast), against)
+    return node, points, 0.0 if published else _half_stride(recording)
 
 
 def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options, end: fx.Node) -> Points:
@@ -103,13 +109,16 @@ def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options
         arrived = waiting.pop(node, None)
         if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
             continue
-        here = merged(arrived, recording.shapes[node].numel())
+        shape = recording.shapes[node]
+        here = merged(arrived, shape.numel())
+        if node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT):
+            here = settled(here)
         visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks)
         for source, moved in rule.entry(node).follow(visit, here):
             if len(moved):
                 waiting.setdefault(source, []).append(moved)
     nothing = points.where(torch.zeros_like(points.trace, dtype=torch.bool))
-    return merged(waiting.get(end, [nothing]), recording.shapes[end].numel())
+    return settled(merged(waiting.get(end, [nothing]), recording.shapes[end].numel()))
 
 
 def _fixations(recording: Recording, start: Start, points: Points, margin: float) -> Fixations:

@@ -61,6 +61,33 @@ class LayerPoints:
     """int64 (N,): what was explained."""
 
 
+def join_targets(fixations: Fixations, group: Tensor) -> Fixations:
+    """Return the fixations of groups of targets, such as of all words of a caption: a point's mass is their mean.
+
+    `group` is int64 (N,), 0 to G - 1: which group each target belongs to, -1 for none; all of a group lie in one
+    image. The result has G targets, numbered by group; its masses sum to 1 where a target of the group has points.
+
+    Raises InputError for another length.
+    """
+    if group.shape != fixations.target.shape:
+        raise InputError(f"group is {tuple(group.shape)}; one group per target is ({len(fixations)},)")
+    own = group.to(fixations.image.device)[fixations.image]
+    count = int(group.max().clamp(min=-1)) + 1 if len(group) else 0
+    place = (own * fixations.height + fixations.row) * fixations.width + fixations.col
+    key, slot = torch.unique(place[own >= 0], return_inverse=True)
+    mass = fixations.mass.new_zeros(key.numel()).index_add_(0, slot, fixations.mass[own >= 0])
+    image = torch.div(key, fixations.height * fixations.width, rounding_mode="floor")
+    total = _per_image(mass, image, count)
+    return replace(
+        fixations,
+        image=image,
+        row=torch.div(key, fixations.width, rounding_mode="floor") % fixations.height,
+        col=key % fixations.width,
+        mass=mass / total[image],
+        target=torch.arange(count, device=key.device),
+    )
+
+
 def drop_outliers(
     fixations: Fixations, *, radius: float = 0.10, share: float = 0.05, by_mass: bool = False
 ) -> Fixations:

@@ -152,8 +152,11 @@ class Graph:
         shapes = {node: value.shape for node, value in values.items()}
         _run(self._steps, values, shapes)
         logits = values[self.logits]
-        if logits.dim() != 2 or logits.shape[0] != images.shape[0]:
-            raise InputError(f"the model returns {tuple(logits.shape)} for {images.shape[0]} images; logits are (N, K)")
+        if logits.dim() not in (2, 3) or logits.shape[0] != images.shape[0]:
+            raise InputError(
+                f"the model returns {tuple(logits.shape)} for {images.shape[0]} images; logits are (N, K), or of a "
+                "caption of S words (N, S, K)"
+            )
         if not bool(torch.isfinite(logits).all()):
             raise InputError("the logits hold NaN or infinity; look at the images' range and at the model's dtype")
         return Recording(self, values, shapes, logits)
@@ -315,17 +318,26 @@ def _decompositions() -> dict[Any, Any]:
 
 
 def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
-    """Mark each node with its place in the order and with whether it depends on the pixels at all."""
+    """Mark each node with its place in the order and with whether no evidence lies behind it.
+
+    That is so where it does not depend on the pixels, and where it is a choice: the word that a captioner said last has
+    evidence of its own, and is not what it sees now (CNN Fixations, III-D: gathered on m_(t-1)).
+    """
     for position, node in enumerate(graph.nodes):
         node.meta["position"] = position
         if node is images:
             node.meta["is_constant"] = False
         elif node in constants or not isinstance(node.meta.get("val"), Tensor | tuple | list):
             node.meta["is_constant"] = True  # a weight, or a size
-        elif node.target in FILLED:
+        elif node.target in FILLED or _is_choice(node.meta["val"]):
             node.meta["is_constant"] = True
         else:
             node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
+
+
+def _is_choice(value: Any) -> bool:
+    """Whether a value counts or names something (the result of an argmax, a comparison), instead of measuring it."""
+    return isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def _modules(node: fx.Node) -> list[str]:

@@ -7,10 +7,13 @@ images never meet; points of different targets at the same place are told apart 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+_ROUNDING = 1e-6
+"""A half that is missed by rounding alone is a half."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,9 +25,12 @@ class Points:
     trace: Tensor
     """int64 (P,): which of the T explained targets the point belongs to."""
     mass: Tensor
-    """float32 (P,): share of the target's evidence, >= 0."""
+    """float32 (P,): share of the target's evidence; below 0 where it speaks against the target."""
     distinct: bool = False
     """Whether no two points of one target are known to lie at one place, so that nothing is left to be joined."""
+    low: Tensor | None = None
+    """bool (P,): the neuron was followed because it is low, not high; None: because it is high, and no mass is
+    below 0. Other than None only among vectors, where the evidence is net (see `Options.vector`)."""
 
     def __len__(self) -> int:
         """Return the number of points, P."""
@@ -32,7 +38,7 @@ class Points:
 
     def moved(self, index: Tensor, *, apart: bool = False) -> Points:
         """Return the same points at other places, `index` int64 (P,); `apart`: no two places became one."""
-        return Points(index, self.trace, self.mass, self.distinct and apart)
+        return Points(index, self.trace, self.mass, self.distinct and apart, self.low)
 
     def spread(self, index: Tensor, kept: Tensor, share: Tensor) -> Points:
         """Return every point replaced by several.
@@ -41,30 +47,85 @@ class Points:
         `share` of the point's mass.
         """
         point, branch = kept.nonzero(as_tuple=True)
-        return Points(
-            index[point, branch],
-            self.trace[point],
-            self.mass[point] * share[point, branch],
-        )
+        low = None if self.low is None else self.low[point]
+        return Points(index[point, branch], self.trace[point], self.mass[point] * share[point, branch], low=low)
 
     def where(self, kept: Tensor) -> Points:
         """Return the points for which `kept`, bool (P,), holds."""
-        return Points(self.index[kept], self.trace[kept], self.mass[kept], self.distinct)
+        low = None if self.low is None else self.low[kept]
+        return Points(self.index[kept], self.trace[kept], self.mass[kept], self.distinct, low)
+
+    def part(self, part: slice) -> Points:
+        """Return some of the points, as they stand."""
+        low = None if self.low is None else self.low[part]
+        return Points(self.index[part], self.trace[part], self.mass[part], self.distinct, low)
+
+    def times(self, share: float) -> Points:
+        """Return the points with `share` of their mass."""
+        return Points(self.index, self.trace, self.mass * share, self.distinct, self.low)
+
+    def driving(self, product: Tensor) -> Tensor:
+        """Return products (P, B) of inputs and weights so that those are positive that drove each point's neuron."""
+        return product if self.low is None else torch.where(self.low[:, None], -product, product)
+
+    def turned(self, where: Tensor | bool) -> Points:
+        """Return the points behind a change of sign `where` it took place, bool (P,): there high was low."""
+        return self if self.low is None else replace(self, low=self.low ^ where)
+
+    def as_valued(self, value: Tensor) -> Points:
+        """Return the points as neurons of `value` (P,): one below 0 was followed because it is low."""
+        return self if self.low is None else replace(self, low=value < 0)
+
+    def with_low(self, low: Tensor) -> Points:
+        """Return the points with this `low`."""
+        return replace(self, low=low)
 
 
 def merged(parts: Sequence[Points], size: int) -> Points:
-    """Join what meets at one node: points of one target at one place become one, their masses add up.
+    """Join what meets at one node: points of one target at one place become one, their masses add up (or cancel).
 
     `size` is the number of elements of the node's output. What had to be joined is sorted by target, then place.
     """
     if len(parts) == 1 and parts[0].distinct:
         return parts[0]
     joined = parts[0] if len(parts) == 1 else _joined(parts)
-    key, slot = torch.unique(joined.trace * size + joined.index, return_inverse=True)
+    place = joined.trace * size + joined.index
+    key, slot = torch.unique(place if joined.low is None else place * 2 + joined.low, return_inverse=True)
     mass = torch.zeros(key.numel(), dtype=joined.mass.dtype, device=key.device)
     mass.index_add_(0, slot, joined.mass)
+    low = None
+    if joined.low is not None:
+        low, key = (key % 2).bool(), torch.div(key, 2, rounding_mode="floor")
     trace = torch.div(key, size, rounding_mode="floor")
-    return Points(key - trace * size, trace, mass, distinct=True)
+    return Points(key - trace * size, trace, mass, distinct=True, low=low)
+
+
+def settled(points: Points) -> Points:
+    """Keep, where vectors end, the strongest of what speaks for each target: half of it, and all of the mass.
+
+    These are the fewest points that together hold at least half, of equal ones the first; they share the whole in
+    proportion. What speaks against the target, and which neurons are low, is forgotten. Points must be distinct.
+    """
+    if points.low is None:
+        return points
+    points = replace(points.where(points.mass > 0), low=None)
+    strongest = torch.sort(points.mass, descending=True, stable=True).indices
+    order = strongest[torch.sort(points.trace[strongest], stable=True).indices]  # target by target
+    trace, mass = points.trace[order], points.mass[order].double()
+    before = mass.cumsum(0) - mass
+    count = torch.bincount(trace)
+    first = before[(count.cumsum(0) - count)[trace]] if len(trace) else before
+    total = torch.zeros_like(count, dtype=mass.dtype).index_add_(0, trace, mass)
+    kept = (before - first) * 2 < total[trace] * (1 - _ROUNDING)
+    order, trace, mass = order[kept], trace[kept], mass[kept]
+    held = torch.zeros_like(total).index_add_(0, trace, mass)
+    scaled = replace(points, mass=points.mass.index_put((order,), (mass * (total / held)[trace]).float()))
+    return scaled.where(torch.zeros_like(points.trace, dtype=torch.bool).index_fill(0, order, True))
+
+
+def is_vector(shape: torch.Size) -> bool:
+    """Whether an output has no more than one place: (N, D), or a map of one cell."""
+    return shape[2:].numel() == 1
 
 
 def unravel(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -87,8 +148,9 @@ def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 
 def _joined(parts: Sequence[Points]) -> Points:
-    return Points(
-        torch.cat([part.index for part in parts]),
-        torch.cat([part.trace for part in parts]),
-        torch.cat([part.mass for part in parts]),
-    )
+    index, trace, mass = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "trace", "mass"))
+    low = None
+    if any(part.low is not None for part in parts):
+        high = [torch.zeros_like(part.trace, dtype=torch.bool) for part in parts]
+        low = torch.cat([none if part.low is None else part.low for part, none in zip(parts, high, strict=True)])
+    return Points(index, trace, mass, low=low)

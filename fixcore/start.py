@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from fixcore.errors import TargetError
 from fixcore.graph import Recording
 from fixcore.points import Points
-from fixcore.rules.linear import excitation, strongest_half
+from fixcore.rules.linear import excitation
 
 Contrast = Literal["mean", "softmax", "runner_up"]
 
@@ -26,7 +26,8 @@ class Start:
     image: Tensor
     """int64 (T,): position in the recorded batch."""
     target: Tensor
-    """int64 (T,): class ids, or any name the caller gives to `weight`'s rows."""
+    """int64 (T,): class ids, or any name the caller gives to `weight`'s rows; of a caption's logits (N, S, K) the
+    position `word * K + class`."""
     weight: Tensor | None = None
     """(T, D): the linear function of the features to explain; None: the network's own weights for class `target`."""
     layer: str | None = None
@@ -37,18 +38,25 @@ class Start:
 def class_starts(recording: Recording, target: Tensor) -> Start:
     """Return the start at one class logit per image; `target` is int64 (N,), -1 to leave an image out.
 
-    Raises TargetError for another length or a class that does not exist.
+    Of a caption's logits (N, S, K), at one per image and word: `target` is (N, S), and the words of an image follow
+    each other in the start. Raises TargetError for another shape or a class that does not exist.
     """
-    images, classes = recording.logits.shape
-    if target.dim() != 1 or target.numel() != images:
-        raise TargetError(f"target is {tuple(target.shape)}; one class per image is ({images},)")
+    *asked, classes = recording.logits.shape
+    if list(target.shape) != asked:
+        what = "one class per image is" if len(asked) == 1 else "one class per image and word is"
+        raise TargetError(f"target is {tuple(target.shape)}; {what} {tuple(asked)}")
     if target.is_floating_point() or target.dtype == torch.bool:
         raise TargetError(f"target is {target.dtype}; class ids are integers")
     target = target.to(recording.logits.device, torch.int64)
     if bool(((target < -1) | (target >= classes)).any()):
-        wrong = sorted({int(at) for at in target if not -1 <= int(at) < classes})
+        wrong = sorted({int(at) for at in target.flatten() if not -1 <= int(at) < classes})
         raise TargetError(f"target holds {wrong[:5]}; the network has classes 0..{classes - 1}")
-    return Start(torch.arange(images, device=target.device), target)
+    image = torch.arange(len(target), device=target.device)
+    if target.dim() == 1:
+        return Start(image, target)
+    word = torch.arange(target.shape[1], device=target.device)
+    position = torch.where(target < 0, -1, word * classes + target)
+    return Start(image.repeat_interleave(target.shape[1]), position.flatten())
 
 
 def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | None) -> Tensor:
@@ -81,13 +89,13 @@ def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | N
     return weight - others.softmax(1).to(weight.dtype) @ head.weight
 
 
-def head_points(recording: Recording, start: Start, weight: Tensor) -> tuple[fx.Node, Points]:
+def head_points(recording: Recording, start: Start, weight: Tensor, against: bool | None) -> tuple[fx.Node, Points]:
     """Begin on the map of features: at the places whose class-map value lies above its mean, one channel at each.
 
     The class map of target t at place p is the sum over channels of weight times activation; the place's mass is
     the excess over the map's mean, and its channel the one with the largest product (ties: the lowest). With one
     place only, or one value everywhere, nothing lies above the mean: then every place counts the same. A vector of
-    features is followed as a linear layer.
+    features is followed as a linear layer follows a neuron.
     """
     head = recording.graph.head
     assert head is not None
@@ -99,9 +107,10 @@ def head_points(recording: Recording, start: Start, weight: Tensor) -> tuple[fx.
     weight = weight[asked].to(by_place.dtype)
     per_image = value[0].numel()
     if not head.places:
-        begun = Points(image * per_image, asked, torch.ones_like(asked, dtype=torch.float32))
-        spread = begun.spread(begun.index[:, None] + position[0, 0], *excitation(by_place[image, 0] * weight))
-        return head.map, strongest_half([spread], value.shape)
+        begun = _begun(image * per_image, asked, against)
+        product = begun.driving((by_place[image, 0] * weight)[torch.searchsorted(asked, begun.trace)])
+        spread = begun.spread(begun.index[:, None] + position[0, 0], *excitation(product))
+        return head.map, spread.as_valued(value.reshape(-1)[spread.index])
     class_map = torch.bmm(by_place[image], weight[:, :, None])[:, :, 0].float()
     excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
     total = excess.sum(1, keepdim=True)
@@ -112,7 +121,7 @@ def head_points(recording: Recording, start: Start, weight: Tensor) -> tuple[fx.
     return head.map, Points(index, asked[row], share[row, place])
 
 
-def neuron_points(recording: Recording, start: Start) -> tuple[fx.Node, Points]:
+def neuron_points(recording: Recording, start: Start, against: bool | None) -> tuple[fx.Node, Points]:
     """Begin at neurons of an inner layer, each with mass 1; raises TargetError for neurons that the layer lacks."""
     assert start.layer is not None
     if start.weight is not None:
@@ -125,11 +134,26 @@ def neuron_points(recording: Recording, start: Start) -> tuple[fx.Node, Points]:
         )
     asked = (start.target >= 0).nonzero()[:, 0]
     index = start.image[asked] * per_image + start.target[asked]
-    return node, Points(index, asked, torch.ones_like(asked, dtype=torch.float32))
+    return node, _begun(index, asked, against)
 
 
-def logit_points(recording: Recording, start: Start) -> tuple[fx.Node, Points]:
+def logit_points(recording: Recording, start: Start, against: bool | None) -> tuple[fx.Node, Points]:
     """Begin at the class logits themselves, each with mass 1."""
     asked = (start.target >= 0).nonzero()[:, 0]
-    index = start.image[asked] * recording.logits.shape[1] + start.target[asked]
-    return recording.graph.logits, Points(index, asked, torch.ones_like(asked, dtype=torch.float32))
+    index = start.image[asked] * recording.logits[0].numel() + start.target[asked]
+    return recording.graph.logits, _begun(index, asked, against)
+
+
+def _begun(index: Tensor, trace: Tensor, against: bool | None) -> Points:
+    """Points of mass 1, for what makes a neuron high; with `against` also of mass -1, for what makes it low.
+
+    None: followed as published, without a thought for what is low.
+    """
+    mass = torch.ones_like(trace, dtype=torch.float32)
+    if against is None:
+        return Points(index, trace, mass, distinct=True)
+    high = torch.zeros_like(trace, dtype=torch.bool)
+    if not against:
+        return Points(index, trace, mass, distinct=True, low=high)
+    index, trace = (torch.cat([part, part]) for part in (index, trace))
+    return Points(index, trace, torch.cat([mass, -mass]), distinct=True, low=torch.cat([high, ~high]))

@@ -46,20 +46,12 @@ def first_best(candidates: list[tuple[Any, float]]) -> Any:
     return best[0]
 
 
-def exciting(products: list[tuple[Any, float]], follow: str) -> dict[Any, float]:
-    """Algorithm 1: the inputs with a positive product; "half": the strongest of them that hold half of the sum."""
+def exciting(products: list[tuple[Any, float]], low: bool = False) -> dict[Any, float]:
+    """Algorithm 1: the inputs with a positive product; of a neuron that is low, those with a negative one."""
+    products = [(key, -value if low else value) for key, value in products]
     positive = [(key, value) for key, value in products if value > 0]
     if not positive:
         return {first_best(products): 1.0}
-    if follow == "half":
-        total = sum(value for _, value in positive)
-        chosen, held = [], 0.0
-        for key, value in sorted(positive, key=lambda pair: -pair[1]):  # stable: of equal ones the first
-            if held * 2 >= total:
-                break
-            chosen.append((key, value))
-            held += value
-        positive = chosen
     total = sum(value for _, value in positive)
     return {key: value / total for key, value in positive}
 
@@ -98,10 +90,8 @@ def convolution(given: dict[str, Any], at: tuple[int, ...], options: Options) ->
     one_place = given["result"].shape[2:] == (1, 1)
     seen = {place for place, _ in taps(channels.start)}
     if one_place and len(seen) == height * width:  # it sees all there is: a linear layer
-        # in the order of the flattened window: place first, then channel
         products = [((place, channel), value) for channel in channels for place, value in taps(channel)]
-        products.sort(key=lambda item: item[0])
-        chosen = exciting(products, options.vector)
+        chosen = exciting(products, given.get("low", False))
         return {("input", (n, channel, *place)): share for (place, channel), share in chosen.items()}
     winner = first_best([(channel, sum(value for _, value in taps(channel))) for channel in channels])
     if options.location == "argmax":
@@ -120,7 +110,7 @@ def linear(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arro
     products = [(i, float(values[(*token, i)] * weight[neuron, i])) for i in range(weight.shape[1])]
     if values.dim() > 2 or (options.fc_to_map == "argmax" and given["from_map"]):
         return {("input", (*token, first_best(products))): 1.0}
-    return {("input", (*token, i)): share for i, share in exciting(products, options.vector).items()}
+    return {("input", (*token, i)): share for i, share in exciting(products, given.get("low", False)).items()}
 
 
 @oracle(aten.max_pool2d.default)
@@ -262,6 +252,8 @@ def add(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
         place = broadcast_from(at, given[name].shape)
         value = float(given[name][place])
         adds.append(((name, place), value * sign * given["alpha"] if name == "other" else value))
+    if given.get("low", False):
+        adds = [(key, -value) for key, value in adds]
     return {first_best(adds): 1.0}
 
 
@@ -286,7 +278,7 @@ def matmul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arro
         terms.append((places, float(left[places["self"]] * right[places[right_name]])))
     moving = [name for name in given["order"] if name in ("self", right_name)]
     if moving == ["self"] and left.dim() == 2:
-        shares = exciting([(places["self"], value) for places, value in terms], options.vector)
+        shares = exciting([(places["self"], value) for places, value in terms], given.get("low", False))
         return {("self", place): share for place, share in shares.items()}
     winner = first_best(terms)
     looking = given.get("looking", [])
@@ -400,15 +392,12 @@ def walk(
     return dict(found)
 
 
-def strongest_half(arrows: list[tuple[float, Arrow]]) -> Arrow:
-    """What several neurons of one target keep together: of all places, the strongest that hold half of the mass."""
-    arrived: Arrow = defaultdict(float)
-    for mass, arrow in arrows:
-        for key, share in arrow.items():
-            arrived[key] += mass * share
-    total = sum(arrived.values())
+def strongest_half(masses: dict[Any, float]) -> dict[Any, float]:
+    """Of all places that speak for a target, the strongest that hold half of the mass; they share it all."""
+    spoken = {key: mass for key, mass in masses.items() if mass > 0}
+    total = sum(spoken.values())
     kept, held = {}, 0.0
-    for key, mass in sorted(arrived.items(), key=lambda item: (-item[1], item[0])):
+    for key, mass in sorted(spoken.items(), key=lambda item: (-item[1], item[0])):
         if held * 2 >= total * (1 - 1e-6):
             break
         kept[key] = mass

@@ -9,6 +9,21 @@ layout        views, concatenations, slices: the same element, elsewhere
 """
 
 from fixcore.rules import attention, convolution, elementwise, layout, linear, pooling
+from fixcore.rules.layout import LAYOUT
+from fixcore.rules.pooling import POOLS
 from fixcore.rules.table import MASS, PAPER, Options, rule
 
-__all__ = ["MASS", "PAPER", "Options", "attention", "convolution", "elementwise", "layout", "linear", "pooling", "rule"]
+__all__ = [
+    "LAYOUT",
+    "MASS",
+    "PAPER",
+    "POOLS",
+    "Options",
+    "attention",
+    "convolution",
+    "elementwise",
+    "layout",
+    "linear",
+    "pooling",
+    "rule",
+]

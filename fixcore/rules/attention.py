@@ -11,14 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.points import Points, ravel, unravel
-from fixcore.rules.elementwise import PASSES
-from fixcore.rules.linear import excitation, strongest_half
+from fixcore.rules.elementwise import PASSES, SCALES
+from fixcore.rules.linear import parts, shared_among_inputs
 from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
 
-_CHUNK = 1 << 21
-"""Elements of the (points, tokens, features) product held at once."""
 _REORDERED = (
     aten.view.default,
     aten.reshape.default,
@@ -50,28 +48,24 @@ def strongest_term(visit: Visit, points: Points) -> Flow:
     if all(followed):
         looks = [_is_attention(source) for source in sources]
         followed = followed if looks[0] == looks[1] else [not look for look in looks]
-    as_vector = left.dim() == 2 and followed == [True, False]
+    if left.dim() == 2 and followed == [True, False]:
+        return [(sources[0], shared_among_inputs(left, right.T, row, col, points))]
     of_left, of_right = _own(batch, left), _own(batch, right)
     columns = right.transpose(-1, -2)
     term = torch.arange(left.shape[-1], device=left.device)
     flow: list[tuple[fx.Node, Points]] = []
-    for part in _parts(len(points), len(term)):
+    for part in parts(len(points), len(term)):
         rows, cols = [at[part, None] for at in (*of_left, row)], [at[part, None] for at in (*of_right, col)]
         places = (ravel((*rows, term), left.shape), ravel((*cols[:-1], term, cols[-1]), right.shape))
         product = left[(*rows, term)] * columns[(*cols, term)]
         for source, place, follow in zip(sources, places, followed, strict=True):
             if follow:
                 product = visit.without_blanks(source, place, product)
-        piece = Points(points.index[part], points.trace[part], points.mass[part] / sum(followed))
-        if as_vector:
-            flow.append((sources[0], piece.spread(places[0], *excitation(product))))
-            continue
+        piece = points.part(part).times(1 / sum(followed))
         winner = product.argmax(1, keepdim=True)
         for source, place, follow in zip(sources, places, followed, strict=True):
             if follow:
                 flow.append((source, piece.moved(place.gather(1, winner)[:, 0])))
-    if as_vector and visit.options.vector == "half":
-        return [(sources[0], strongest_half([moved for _, moved in flow], left.shape))]
     return flow
 
 
@@ -95,7 +89,7 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
     query_at, which = torch.unique(looking, return_inverse=True)
     place = unravel(query_at, query.shape[:-1])
     attention = torch.empty(len(query_at), len(token), device=query.device)
-    for part in _parts(len(query_at), key[0, 0].numel()):
+    for part in parts(len(query_at), key[0, 0].numel()):
         own = tuple(at[part] for at in place)
         score = (key[own[:-1]] @ query[own][:, :, None])[:, :, 0].float() * scale
         if visit.plain("is_causal"):
@@ -107,7 +101,7 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
     head = [at[which] for at in place[:-1]]
     by_feature = value.transpose(-1, -2)
     index = torch.empty_like(feature)
-    for part in _parts(len(points), len(token)):
+    for part in parts(len(points), len(token)):
         own = tuple(at[part, None] for at in (*head, feature))
         candidate = ravel((*own[:-1], token, own[-1]), value.shape)
         product = attention[which[part]] * by_feature[(*own, token)]
@@ -118,7 +112,7 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
 
 def _is_attention(node: fx.Node) -> bool:
     """Whether a matrix comes from a softmax, changed or reordered or not."""
-    while node.op == "call_function" and (node.target in PASSES or node.target in _REORDERED):
+    while node.op == "call_function" and (node.target in (*PASSES, *SCALES) or node.target in _REORDERED):
         if node.target is aten.softmax.int:
             return True
         node = node.all_input_nodes[0]
@@ -130,8 +124,3 @@ def _own(batch: list[Tensor], matrix: Tensor) -> list[Tensor]:
     extents = matrix.shape[:-2]
     own = batch[len(batch) - len(extents) :]
     return [torch.zeros_like(at) if extent == 1 else at for at, extent in zip(own, extents, strict=True)]
-
-
-def _parts(count: int, width: int) -> list[slice]:
-    step = max(1, _CHUNK // max(1, width))
-    return [slice(start, start + step) for start in range(0, count, step)]

@@ -8,15 +8,12 @@ import torch
 from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
-from fixcore.rules.linear import excitation, strongest_half
+from fixcore.rules.linear import shared_among_inputs
 from fixcore.rules.table import Flow, Visit, rule
 from fixcore.rules.window import cells, pair
 from fixcore.rules.winner import winning_channels
 
 aten = torch.ops.aten
-
-_CHUNK = 1 << 21
-"""Elements of the (points, taps, channels) product held at once: a few MB, so that it stays in cache."""
 
 
 @rule(aten.conv2d.default, aten.conv2d.padding, keeps=("input",))
@@ -44,7 +41,7 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     by_place = image.permute(0, 2, 3, 1)  # for channels_last a view whose rows are contiguous
     by_tap = weight.permute(0, 2, 3, 1)
     if window.sees_everything(visit.shape):
-        return _as_linear_layer(visit, points, window, first_channel)
+        return _as_linear_layer(visit, points, window)
     place = (n, window.first(out_row, 0), window.first(out_col, 1))
     winner = winning_channels(by_place, by_tap, place, (first_channel, out_channel), window.dilation)
     channel = first_channel + winner
@@ -63,29 +60,15 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     return [(source, points.moved(ravel((n, channel, row, col), image.shape)))]
 
 
-def _as_linear_layer(visit: Visit, points: Points, window: _Window, first_channel: Tensor) -> Flow:
+def _as_linear_layer(visit: Visit, points: Points, window: _Window) -> Flow:
     """Follow a convolution whose one output place sees every input place by the rule of linear layers."""
-    image, weight, source = visit.tensor("input"), visit.tensor("weight"), visit.source("input")
-    group_channels = weight.shape[1]
-    n, out_channel, out_row, out_col = unravel(points.index, visit.shape)
-    rows, row_inside = window.taps(out_row, 0)
-    cols, col_inside = window.taps(out_col, 1)
-    own = torch.arange(group_channels, device=image.device)
-    spreads = []
-    step = max(1, _CHUNK // weight[0].numel())
-    for start in range(0, len(points), step):
-        part = slice(start, start + step)
-        at = (n[part, None, None, None], rows[part, :, None, None], cols[part, None, :, None])
-        channel = (first_channel[part, None] + own)[:, None, None, :]
-        product = image[at[0], channel, at[1], at[2]] * weight.permute(0, 2, 3, 1)[out_channel[part]]
-        inside = (row_inside[part, :, None] & col_inside[part, None, :])[..., None]
-        seen = product.masked_fill(~inside, -torch.inf).flatten(1)  # padding excites nothing, not even as last
-        index = ravel((at[0], channel, at[1], at[2]), image.shape).flatten(1)
-        piece = Points(points.index[part], points.trace[part], points.mass[part])
-        spreads.append(piece.spread(index, *excitation(seen)))
-    if visit.options.vector == "half":
-        return [(source, strongest_half(spreads, image.shape))]
-    return [(source, spread) for spread in spreads]
+    image, weight, groups = visit.tensor("input"), visit.tensor("weight"), visit.plain("groups")
+    rows, cols = window.tap_of_every_cell(0), window.tap_of_every_cell(1)
+    seen = weight[:, :, rows[:, None].to(weight.device), cols.to(weight.device)].flatten(1)
+    n, out_channel, _, _ = unravel(points.index, visit.shape)
+    group = torch.div(out_channel * groups, weight.shape[0], rounding_mode="floor")
+    by_group = image.reshape(len(image) * groups, -1)
+    return [(visit.source("input"), shared_among_inputs(by_group, seen, n * groups + group, out_channel, points))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,5 +112,10 @@ class _Window:
         """Whether the one output place sees every input place: then the convolution is a linear layer."""
         if tuple(shape[2:]) != (1, 1):
             return False
-        seen = [{tap * self.dilation[axis] - self.padding[axis] for tap in range(self.kernel[axis])} for axis in (0, 1)]
-        return all(seen[axis].issuperset(range(self.extent[axis])) for axis in (0, 1))
+        return all(len(self.tap_of_every_cell(axis)) == self.extent[axis] for axis in (0, 1))
+
+    def tap_of_every_cell(self, axis: int) -> Tensor:
+        """For the one output place: which cell of the kernel, int64, lies on each input cell that it sees, in order."""
+        taps = range(self.kernel[axis])
+        inside = (0 <= tap * self.dilation[axis] - self.padding[axis] < self.extent[axis] for tap in taps)
+        return torch.tensor([tap for tap, sees in zip(taps, inside, strict=True) if sees])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, fx
 
@@ -32,7 +34,6 @@ PASSES = (
     aten.tanh.default,
     aten.softplus.default,
     aten.dropout.default,
-    aten.neg.default,
     aten.abs.default,
     aten.exp.default,
     aten.log.default,
@@ -42,8 +43,6 @@ PASSES = (
     aten.pow.Tensor_Scalar,
     aten.add.Scalar,
     aten.sub.Scalar,
-    aten.mul.Scalar,
-    aten.div.Scalar,
     aten.masked_fill.Scalar,
     aten.clone.default,
     aten.contiguous.default,
@@ -56,6 +55,12 @@ PASSES = (
 )
 """Operations that change each element where it stands."""
 
+SCALES = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
+"""Operations that multiply each element by a number."""
+
+_GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
+"""Operations whose results say how much of something passes, and are never below zero."""
+
 
 @rule(*PASSES)
 def same_place(visit: Visit, points: Points) -> Flow:
@@ -63,13 +68,23 @@ def same_place(visit: Visit, points: Points) -> Flow:
     return [(visit.source("self" if "self" in visit.arguments else "input"), points)]
 
 
+@rule(*SCALES)
+def scaled(visit: Visit, points: Points) -> Flow:
+    """Stay; a negative factor makes low of high. Mass: kept whole."""
+    factor = -1 if visit.node.target is aten.neg.default else visit.plain("other")
+    return [(visit.source("self"), points.turned(factor < 0))]
+
+
 @rule(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default)
 def normalised(visit: Visit, points: Points) -> Flow:
-    """Stay: normalisation rescales the element. Mass: kept whole.
+    """Stay: normalisation rescales the element; a negative scale makes low of high. Mass: kept whole.
 
     A batch norm behind a convolution never comes here, it is folded in at capture: with a negative scale the
     convolution's winner would otherwise be its most inhibiting input.
     """
+    if points.low is not None and visit.arguments["weight"] is not None:
+        scale = visit.tensor("weight").reshape(-1)
+        points = points.turned(scale[points.index % len(scale)] < 0)  # a vector: one element per channel
     return [(visit.source("input"), points)]
 
 
@@ -77,17 +92,18 @@ def normalised(visit: Visit, points: Points) -> Flow:
 def larger_branch(visit: Visit, points: Points) -> Flow:
     """Skip connection: follow the branch that adds more; ties to the branch computed earlier (the skip).
 
-    A constant is no branch, nor is an element that no pixel reaches where the other branch has one. A branch that was
-    broadcast is followed to the element it was read from. Mass: kept whole.
+    Where the sum is asked why it is low, the branch that takes away more. A constant is no branch, nor is an element
+    that no pixel reaches where the other branch has one. A branch that was broadcast is followed to the element it was
+    read from. Mass: kept whole.
     """
     branches = _branches(visit, ("self", "other"))
     if len(branches) < 2:
-        return [(branch, _moved_into(visit, branch, points)) for branch in branches]
+        return [(branch, _own_sign(visit, branch, _moved_into(visit, branch, points))) for branch in branches]
     (first, first_index, left), (second, second_index, right) = _read(visit, branches, points)
     goes_first = left >= right
     return [
-        (first, points.moved(first_index, apart=first_index is points.index).where(goes_first)),
-        (second, points.moved(second_index, apart=second_index is points.index).where(~goes_first)),
+        (branch, _own_sign(visit, branch, points.moved(index, apart=index is points.index)).where(goes))
+        for branch, index, goes in ((first, first_index, goes_first), (second, second_index, ~goes_first))
     ]
 
 
@@ -96,7 +112,7 @@ def numerator(visit: Visit, points: Points) -> Flow:
     """Quotient: follow what is divided (normalisation), or if that is constant its divisor. Mass: kept whole."""
     divided = visit.source("self")
     branch = visit.source("other") if divided.meta["is_constant"] else divided
-    return [(branch, _moved_into(visit, branch, points))]
+    return [(branch, _factor_sign(visit, branch, _moved_into(visit, branch, points)))]
 
 
 @rule(aten.mul.Tensor)
@@ -104,13 +120,14 @@ def gated(visit: Visit, points: Points) -> Flow:
     """Product: follow the feature map past its gate (squeeze-excite, layer scale); a constant is no branch.
 
     The gate is the branch that was broadcast, that is, holds fewer elements. Between branches of one size neither
-    is only a gate (LSTM, paper III-D): both are followed, each with half of the mass.
+    is only a gate (LSTM, paper III-D): both are followed, each with half of the mass; one that comes from a sigmoid is
+    followed because it is high, a negative constant makes low of high.
     """
     branches = _branches(visit, ("self", "other"))
     largest = max(visit.shapes[branch].numel() for branch in branches)
     branches = [branch for branch in branches if visit.shapes[branch].numel() == largest]
-    part = Points(points.index, points.trace, points.mass / len(branches), points.distinct)
-    return [(branch, _moved_into(visit, branch, part)) for branch in branches]
+    part = points.times(1 / len(branches))
+    return [(branch, _factor_sign(visit, branch, _moved_into(visit, branch, part))) for branch in branches]
 
 
 def _branches(visit: Visit, names: tuple[str, ...]) -> list[fx.Node]:
@@ -127,9 +144,32 @@ def _read(visit: Visit, branches: list[fx.Node], points: Points) -> list[tuple[f
         value = visit.values[branch]
         added = value[unravel(index, value.shape)]
         if branch is visit.arguments["other"]:
-            added = added * visit.arguments["alpha"] * (-1 if visit.node.target is aten.sub.Tensor else 1)
+            added = added * _second_factor(visit)
+        added = points.driving(added[:, None])[:, 0]
         found.append((branch, index, visit.without_blanks(branch, index, added)))
     return found
+
+
+def _second_factor(visit: Visit) -> float:
+    """What the second operand of a sum or difference is multiplied by."""
+    return float(visit.arguments["alpha"] * (-1 if visit.node.target is aten.sub.Tensor else 1))
+
+
+def _own_sign(visit: Visit, branch: fx.Node, points: Points) -> Points:
+    """Points as neurons of a term: what is taken away was low where the difference is high."""
+    return points.turned(branch is visit.arguments["other"] and _second_factor(visit) < 0)
+
+
+def _factor_sign(visit: Visit, branch: fx.Node, points: Points) -> Points:
+    """Points as neurons of a factor."""
+    if points.low is None:
+        return points
+    if branch.target in _GATES:
+        return replace(points, low=torch.zeros_like(points.low))
+    other = visit.values.get(visit.arguments["other" if branch is visit.arguments["self"] else "self"])
+    if other is None or visit.shapes[branch] != visit.shape:
+        return points
+    return points.turned(other.expand(visit.shape)[unravel(points.index, visit.shape)] < 0)
 
 
 def _moved_into(visit: Visit, branch: fx.Node, points: Points) -> Points:

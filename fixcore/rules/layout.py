@@ -11,13 +11,8 @@ from fixcore.rules.table import Flow, Visit, rule
 aten = torch.ops.aten
 
 
-@rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
-def same_order(visit: Visit, points: Points) -> Flow:
-    """Reshape: the row-major position stays. Mass: kept whole."""
-    return [(visit.source("self"), points)]
-
-
-@rule(
+_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
+_VIEWS = (
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
@@ -30,6 +25,28 @@ def same_order(visit: Visit, points: Points) -> Flow:
     aten.narrow.default,
     aten.select.int,
 )
+_COPIES = (
+    aten.roll.default,
+    aten.flip.default,
+    aten.repeat.default,
+    aten.index.Tensor,
+    aten.index_select.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+)
+_PADS = (aten.pad.default, aten.constant_pad_nd.default)
+LAYOUT = frozenset({*_RESHAPES, *_VIEWS, *_COPIES, *_PADS, aten.cat.default, aten.stack.default})
+"""Operations whose rules look up where an element was read from, and choose nothing."""
+
+
+@rule(*_RESHAPES)
+def same_order(visit: Visit, points: Points) -> Flow:
+    """Reshape: the row-major position stays. Mass: kept whole."""
+    return [(visit.source("self"), points)]
+
+
+@rule(*_VIEWS)
 def strided_view(visit: Visit, points: Points) -> Flow:
     """View: strides and offset of the same view of a row-major tensor say where each element lies. Mass: kept whole."""
     source = visit.source("self")
@@ -45,17 +62,7 @@ def strided_view(visit: Visit, points: Points) -> Flow:
     return [(source, points.moved(index, apart=visit.node.target is not aten.expand.default))]
 
 
-@rule(
-    aten.roll.default,
-    aten.flip.default,
-    aten.repeat.default,
-    aten.index.Tensor,
-    aten.index_select.default,
-    aten.pixel_shuffle.default,
-    aten.pixel_unshuffle.default,
-    aten.channel_shuffle.default,
-    keeps=("indices", "index"),
-)
+@rule(*_COPIES, keeps=("indices", "index"))
 def looked_up(visit: Visit, points: Points) -> Flow:
     """Copy: do the same to a tensor that holds its own positions, and read there. Mass: kept whole."""
     source = visit.source("self")
@@ -105,7 +112,7 @@ def own_layer(visit: Visit, points: Points) -> Flow:
     ]
 
 
-@rule(aten.pad.default, aten.constant_pad_nd.default)
+@rule(*_PADS)
 def nearest_pixel(visit: Visit, points: Points) -> Flow:
     """Padding: go to the element itself; one on the padding moves to the nearest. Mass: kept whole.
 

@@ -13,6 +13,18 @@ from fixcore.rules.window import cells, pair
 
 aten = torch.ops.aten
 
+POOLS = frozenset(
+    {
+        aten.max_pool2d.default,
+        aten.avg_pool2d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.amax.default,
+        aten.mean.dim,
+        aten.sum.dim_IntList,
+    }
+)
+"""Operations that take one value of several places: behind them vectors end."""
+
 
 @rule(aten.max_pool2d.default, keeps=("self",))
 def recorded_winner(visit: Visit, points: Points) -> Flow:

@@ -20,8 +20,9 @@ Flow = Sequence[tuple[fx.Node, Points]]
 class Options:
     """Choices between readings of the algorithm; `MASS` and `PAPER` are the two sets in use."""
 
-    vector: Literal["positive", "half"]
-    """Linear layer on a vector: follow every exciting input (Alg. 1), or the strongest that hold half of the mass."""
+    vector: Literal["positive", "net"]
+    """Vectors: follow what raises the target, and of every neuron what raises it (Alg. 1); or what raises the target
+    less what lowers it, of a neuron below zero what lowers it, and where the vectors end the strongest half of that."""
     fc_to_map: Literal["all", "argmax"]
     """Linear layer on a flattened map: follow as on a vector (paper), or the strongest input only (released code)."""
     location: Literal["same", "argmax"]
@@ -30,7 +31,7 @@ class Options:
     """Average pooling: follow the window's cells above its mean, or the strongest cell (paper)."""
 
 
-MASS = Options(vector="half", fc_to_map="all", location="same", average_pool="above_mean")
+MASS = Options(vector="net", fc_to_map="all", location="same", average_pool="above_mean")
 PAPER = Options(vector="positive", fc_to_map="all", location="same", average_pool="argmax")
 
 

@@ -101,7 +101,25 @@ class Attentive(nn.Module):
         return self.fc(x.mean(1))
 
 
-FAMILIES: tuple[type[nn.Module], ...] = (Plain, Residual, Inception, Dense, Attentive)
+class Recurrent(nn.Module):
+    """A map read by an LSTM cell, which then looks at its own state once more (captioner)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.look = nn.Conv2d(2, 3, 3, stride=3)
+        self.embed = nn.Linear(12, 4)
+        self.cell = nn.LSTMCell(4, 3)
+        self.word = nn.Embedding(3, 4)
+        self.fc = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.cell(torch.tanh(self.embed(F.relu(self.look(x)).flatten(1))))
+        said = self.fc(state[0]).argmax(1)
+        hidden, _ = self.cell(self.word(said), state)
+        return self.fc(hidden)
+
+
+FAMILIES: tuple[type[nn.Module], ...] = (Plain, Residual, Inception, Dense, Attentive, Recurrent)
 
 
 def integer_network(family: type[nn.Module], seed: int) -> nn.Module:
@@ -114,7 +132,7 @@ def integer_network(family: type[nn.Module], seed: int) -> nn.Module:
             module.weight.data = torch.randint(1, 3, size, generator=generator).float()
             module.bias.data = torch.randint(-1, 2, size, generator=generator).float()
             module.eps = 0.0
-        elif isinstance(module, nn.Conv2d | nn.Linear):
+        elif isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell | nn.Embedding):
             for parameter in module.parameters(recurse=False):
                 parameter.data = torch.randint(-2, 3, parameter.shape, generator=generator).float()
     return network

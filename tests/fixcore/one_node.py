@@ -67,10 +67,10 @@ def one_node(operation: Any, *arguments: Any, options: Options, constants: tuple
     return OneNode(visit, result, given, names)
 
 
-def followed(case: OneNode) -> list[Arrow]:
+def followed(case: OneNode, low: Tensor | None = None) -> list[Arrow]:
     """Where the rule sends each output element: every element is its own trace, all in one call."""
     count = case.result.numel()
-    points = Points(torch.arange(count), torch.arange(count), torch.ones(count))
+    points = Points(torch.arange(count), torch.arange(count), torch.ones(count), low=low)
     found: list[Arrow] = [defaultdict(float) for _ in range(count)]
     for source, moved in rule[case.visit.node.target].follow(case.visit, points):
         (name, *_) = case.names[source]
@@ -80,11 +80,15 @@ def followed(case: OneNode) -> list[Arrow]:
     return found
 
 
-def check_against_oracle(case: OneNode, kept_values: bool = True) -> None:
-    """Assert that the rule sends every output element where the oracle does, in the same shares."""
+def check_against_oracle(case: OneNode, low: Tensor | None = None) -> None:
+    """Assert that the rule sends every output element where the oracle does, in the same shares.
+
+    `low`, bool, says which elements are followed because they are low; None: the published rules.
+    """
     answer = ORACLES[case.visit.node.target]
-    for element, found in enumerate(followed(case)):
+    for element, found in enumerate(followed(case, low)):
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(element), case.result.shape))
+        case.given["low"] = low is not None and bool(low[element])
         expected = answer(case.given, at, case.visit.options)
         assert found.keys() == expected.keys(), f"element {at}: {dict(found)} is not {expected}"
         for key, share in expected.items():

@@ -19,7 +19,7 @@ from fixcore.rules import MASS, PAPER
 from fixcore.rules.table import Options
 from fixcore.simplify import arguments_by_name
 from tests.fixcore.networks import FAMILIES, Residual, integer_images, integer_network
-from tests.oracles import ORACLES, walk
+from tests.oracles import ORACLES, strongest_half, walk
 
 OPTIONS = [MASS, PAPER, replace(PAPER, location="argmax")]
 seeds = st.integers(0, 2**31)
@@ -41,7 +41,7 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
     """Per image, (row, col) -> mass, by recursion from single elements through the oracles."""
     values = plain_values(graph, images)
 
-    def answer(node: fx.Node, at: tuple[int, ...]) -> list[tuple[fx.Node, tuple[int, ...], float]]:
+    def answer(node: fx.Node, at: tuple[int, ...], low: bool = False) -> list[tuple[fx.Node, tuple[int, ...], float]]:
         named = arguments_by_name(node)
         sources: dict[str, fx.Node] = {}
         for name, value in named.items():
@@ -52,22 +52,21 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
         moving = [name for name, source in sources.items() if not source.meta["is_constant"]]
         moving.sort(key=lambda name: sources[name].meta["position"])
         given |= {"result": values[node], "operation": node.target, "order": moving, "from_map": False}
-        given |= {"names": list(named)[: len(node.args)]}
+        given |= {"names": list(named)[: len(node.args)], "low": low}
         arrow = ORACLES[node.target](given, at, options)
         return [(sources[name], place, share) for (name, place), share in arrow.items()]
 
+    if options.vector == "net":
+        return [
+            net_fixations(graph, values, answer, image, wanted, -1.0)
+            or net_fixations(graph, values, answer, image, wanted, 0.0)  # as much speaks against it: what speaks for it
+            for image, wanted in enumerate(target.tolist())
+        ]
     head, found = graph.head, []
     for image, wanted in enumerate(target.tolist()):
         begin: list[tuple[fx.Node, tuple[int, ...], float]]
         if options.average_pool == "argmax" or head is None:
             begin = [(graph.logits, (image, wanted), 1.0)]
-        elif not head.places:
-            vector = values[head.map]
-            given = {"input": vector, "weight": head.weight, "from_map": False}
-            begin = [
-                (head.map, place, share)
-                for (_, place), share in ORACLES[torch.ops.aten.linear.default](given, (image, wanted), options).items()
-            ]
         else:
             begin = class_map_start(head, values[head.map], image, head.weight[wanted])
         pixels: dict[tuple[int, int], float] = defaultdict(float)
@@ -77,6 +76,45 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
         total = sum(pixels.values())
         found.append({pixel: mass / total for pixel, mass in pixels.items()})
     return found
+
+
+def net_fixations(
+    graph: fixcore.Graph, values: Any, answer: Any, image: int, wanted: int, against: float
+) -> dict[Any, float]:
+    """(row, col) -> mass of one image: node by node, everything that meets at an element added up.
+
+    Vectors are followed for what makes the logit high, less what makes it low; where they end, half goes on.
+    """
+    aten, head = torch.ops.aten, graph.head
+    held: dict[fx.Node, dict[tuple[tuple[int, ...], bool | None], float]] = defaultdict(lambda: defaultdict(float))
+    if head is not None and head.places:
+        for node, at, mass in class_map_start(head, values[head.map], image, head.weight[wanted]):
+            held[node][at, None] += mass
+    else:
+        held[graph.logits] = {((image, wanted), False): 1.0, ((image, wanted), True): against}
+    moves = (aten.reshape.default, aten.select.int, aten.permute.default)
+    for node in reversed(graph.nodes):
+        here = held.pop(node, {})
+        if not here:
+            continue
+        is_vector = values[node].dim() == 2 or values[node].shape[2:] == (1, 1)
+        ends = not (is_vector or node.target in moves) or node.target is aten.mean.dim
+        if ends and any(low is not None for _, low in here):
+            kept = strongest_half({at: mass for (at, _), mass in here.items()})
+            here = {(at, None): mass for at, mass in kept.items()}
+        for (at, low), mass in here.items():
+            for source, place, share in answer(node, at, bool(low)):
+                turned = low
+                if low is not None and node.target in (aten.linear.default, aten.conv2d.default):
+                    turned = bool(values[source][place] < 0)
+                elif low is not None and source.target is aten.sigmoid.default and node.target is aten.mul.Tensor:
+                    turned = False  # a gate is never low
+                held[source][place, turned] += mass * share
+    pixels: dict[tuple[int, int], float] = defaultdict(float)
+    for ((_, _, row, col), _), mass in held[graph.images].items():
+        pixels[row, col] += mass
+    total = sum(pixels.values())
+    return {pixel: mass / total for pixel, mass in pixels.items()}
 
 
 def class_map_start(
