@@ -104,23 +104,26 @@ def settled(points: Points) -> Points:
     """Keep, where vectors end, the strongest of what speaks for each target: half of it, and all of the mass.
 
     These are the fewest points that together hold at least half, of equal ones the first; they share the whole in
-    proportion. What speaks against the target, and which neurons are low, is forgotten. Points must be distinct.
+    proportion. What speaks against the target, and which neurons are low, is forgotten. Points must be distinct and
+    sorted by target.
     """
     if points.low is None:
         return points
     points = replace(points.where(points.mass > 0), low=None)
-    strongest = torch.sort(points.mass, descending=True, stable=True).indices
-    order = strongest[torch.sort(points.trace[strongest], stable=True).indices]  # target by target
-    trace, mass = points.trace[order], points.mass[order].double()
-    before = mass.cumsum(0) - mass
-    count = torch.bincount(trace)
-    first = before[(count.cumsum(0) - count)[trace]] if len(trace) else before
-    total = torch.zeros_like(count, dtype=mass.dtype).index_add_(0, trace, mass)
-    kept = (before - first) * 2 < total[trace] * (1 - _ROUNDING)
-    order, trace, mass = order[kept], trace[kept], mass[kept]
-    held = torch.zeros_like(total).index_add_(0, trace, mass)
-    scaled = replace(points, mass=points.mass.index_put((order,), (mass * (total / held)[trace]).float()))
-    return scaled.where(torch.zeros_like(points.trace, dtype=torch.bool).index_fill(0, order, True))
+    if not len(points):
+        return points
+    trace, row, count = torch.unique_consecutive(points.trace, return_inverse=True, return_counts=True)
+    first = count.cumsum(0) - count
+    column = torch.arange(len(points), device=row.device) - first[row]
+    by_target = points.mass.new_zeros(len(trace), int(count.max())).index_put_((row, column), points.mass)
+    strongest, order = torch.sort(by_target, dim=1, descending=True, stable=True)
+    held = strongest.double().cumsum(1)
+    total = held[:, -1:]
+    kept = ((held - strongest) * 2 < total * (1 - _ROUNDING)) & (strongest > 0)
+    scale = total[:, 0] / held.gather(1, kept.sum(1, keepdim=True) - 1)[:, 0]
+    row, rank = kept.nonzero(as_tuple=True)
+    place = first[row] + order[row, rank]
+    return Points(points.index[place], trace[row], (strongest[row, rank] * scale[row]).float(), distinct=True)
 
 
 def is_vector(shape: torch.Size) -> bool:

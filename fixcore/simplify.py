@@ -42,6 +42,7 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     _fold_constants(graph, constants)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
+    _skip_idle(graph)
     _view_any_layout(graph)
     _activate_in_place(graph)
     graph.eliminate_dead_code()
@@ -165,6 +166,23 @@ def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
         }
         node.replace_all_uses_with(convolution)
         graph.erase_node(node)
+
+
+def _skip_idle(graph: fx.Graph) -> None:
+    """Leave out what changes nothing at this size of image: adaptive pools to the size that is there, dropout."""
+    for node in list(graph.nodes):
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        if node.target is aten.adaptive_avg_pool2d.default:
+            is_idle = tuple(node.meta["val"].shape[2:]) == tuple(source.meta["val"].shape[2:])
+        else:
+            is_idle = node.target is aten.dropout.default and arguments_by_name(node)["train"] is False
+        if is_idle:
+            source.meta["nn_module_stack"] = {
+                **source.meta.get("nn_module_stack", {}),
+                **node.meta.get("nn_module_stack", {}),
+            }
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
 
 
 def _view_any_layout(graph: fx.Graph) -> None:

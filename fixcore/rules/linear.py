@@ -12,8 +12,8 @@ aten = torch.ops.aten
 
 _CHUNK = 1 << 21
 """Elements of the (points, inputs) product held at once."""
-_WEIGHTS = 1 << 22
-"""Weights copied at once."""
+_WEIGHTS = 1 << 20
+"""Weights copied at once: a few MB, so that they stay in cache until they are multiplied."""
 
 
 @rule(aten.linear.default, keeps=("input",))
@@ -68,22 +68,26 @@ def shared_among_inputs(by_token: Tensor, weight: Tensor, token: Tensor, neuron:
     own_token = pair - trace * len(by_token)
     values = by_token[own_token].float()
     signs = [1, -1] if bool((values < 0).any()) else [1]  # after a ReLU nothing is negative
+    driving = [(values * sign).clamp_(min=0) for sign in signs]
+    by_pull = [torch.zeros_like(values) for _ in signs]  # what each side of the weights passed on, not yet times values
     arrived = torch.zeros_like(values)
     for wanted, here in _by_direction(points):
         active, column = torch.unique(neuron[here], return_inverse=True)
         mass = torch.zeros(len(pair), len(active), device=weight.device)
         mass.index_put_((row[here], column), points.mass[here], accumulate=True)
         for part in parts(len(active), inputs, _WEIGHTS):
-            own = weight[active[part]].float() * wanted
-            driving = [((values * sign).clamp(min=0), (own * sign).clamp(min=0)) for sign in signs]
-            driven = torch.stack([value @ pull.T for value, pull in driving]).sum(0)
+            own = weight[active[part]].float()
+            pulls = [(own * (sign * wanted)).clamp_(min=0) for sign in signs]
+            driven = torch.stack([value @ pull.T for value, pull in zip(driving, pulls, strict=True)]).sum(0)
             share = torch.where(driven > 0, mass[:, part] / driven, 0.0)
-            for value, pull in driving:
-                arrived += value * (share @ pull)
+            for went, pull in zip(by_pull, pulls, strict=True):
+                went.addmm_(share, pull)
             lost_row, lost_column = ((driven <= 0) & (mass[:, part] != 0)).nonzero(as_tuple=True)
             if len(lost_row):
-                least = (values[lost_row] * own[lost_column]).argmax(1)
+                least = (values[lost_row] * own[lost_column] * wanted).argmax(1)
                 arrived.index_put_((lost_row, least), mass[lost_row, lost_column + part.start], accumulate=True)
+    for value, went in zip(driving, by_pull, strict=True):
+        arrived.addcmul_(value, went)
     row, place = arrived.nonzero(as_tuple=True)
     found = Points(own_token[row] * inputs + place, trace[row], arrived[row, place], distinct=True)
     return found if points.low is None else found.with_low(values[row, place] < 0)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
-from fixcore.rules.window import cells, pair
+from fixcore.rules.window import Window, cells, pair
+from fixcore.rules.winner import winning_cells
 
 aten = torch.ops.aten
 
@@ -31,17 +32,16 @@ def recorded_winner(visit: Visit, points: Points) -> Flow:
     """Go to the cell that the maximum took; ties to the first in row-major order, as torch does. Mass: kept whole."""
     image = visit.tensor("self")
     kernel = pair(visit.plain("kernel_size"))
-    stride = pair(visit.plain("stride") or kernel)
-    padding, dilation = pair(visit.plain("padding")), pair(visit.plain("dilation"))
-    n, channel, out_row, out_col = unravel(points.index, visit.shape)
-    row, row_inside = cells(out_row * stride[0] - padding[0], kernel[0], dilation[0], image.shape[2])
-    col, col_inside = cells(out_col * stride[1] - padding[1], kernel[1], dilation[1], image.shape[3])
-    value, inside = _window(image, n, channel, (row, col), (row_inside, col_inside))
-    tap = value.masked_fill(~inside, -torch.inf).argmax(1)
-    tap_row = torch.div(tap, kernel[1], rounding_mode="floor")
-    at_row = row.gather(1, tap_row[:, None])[:, 0]
-    at_col = col.gather(1, (tap - tap_row * kernel[1])[:, None])[:, 0]
-    return [(visit.source("self"), points.moved(ravel((n, channel, at_row, at_col), image.shape)))]
+    window = Window(
+        extent=pair(image.shape[2:]),
+        out=pair(visit.shape[2:]),
+        kernel=kernel,
+        stride=pair(visit.plain("stride") or kernel),
+        padding=pair(visit.plain("padding")),
+        dilation=pair(visit.plain("dilation")),
+    )
+    index = winning_cells(image.permute(0, 2, 3, 1), points.index, window)
+    return [(visit.source("self"), points.moved(index))]
 
 
 @rule(aten.avg_pool2d.default, keeps=("self",))

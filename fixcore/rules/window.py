@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+Pair = tuple[int, int]
 
-def pair(value: Sequence[int]) -> tuple[int, int]:
+
+def pair(value: Sequence[int]) -> Pair:
     """Return (vertical, horizontal) of an argument given once or twice."""
     first, second = (*value, *value)[:2]
     return int(first), int(second)
@@ -21,3 +24,46 @@ def cells(first: Tensor, kernel: int, dilation: int, extent: int) -> tuple[Tenso
     """
     at = first[:, None] + torch.arange(kernel, device=first.device) * dilation
     return at.clamp(0, extent - 1), (at >= 0) & (at < extent)
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Geometry of a window that slides over a map, (vertical, horizontal)."""
+
+    extent: Pair
+    """Of the input, in cells."""
+    out: Pair
+    """Of the output."""
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    """Cells before the input's first."""
+    dilation: Pair
+
+    def first(self, out: Tensor, axis: int) -> Tensor:
+        """Input coordinate (P,) of the window's first cell, possibly before the image."""
+        return out * self.stride[axis] - self.padding[axis]
+
+    def taps(self, out: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+        """Input coordinates (P, k) under the window, moved onto the image, and whether they were inside."""
+        return cells(self.first(out, axis), self.kernel[axis], self.dilation[axis], self.extent[axis])
+
+    def middle(self, axis: int) -> int:
+        """How far the window's centre lies from `out * stride`; for even extents the upper left of the middle."""
+        return self.dilation[axis] * (self.kernel[axis] - 1) // 2 - self.padding[axis]
+
+    def centre(self, out: Tensor, axis: int) -> Tensor:
+        """Input coordinate (P,) of the window's centre, moved onto the image."""
+        return (out * self.stride[axis] + self.middle(axis)).clamp(0, self.extent[axis] - 1)
+
+    def sees_everything(self) -> bool:
+        """Whether the one output place sees every input place: then a convolution is a linear layer."""
+        if self.out != (1, 1):
+            return False
+        return all(len(self.tap_of_every_cell(axis)) == self.extent[axis] for axis in (0, 1))
+
+    def tap_of_every_cell(self, axis: int) -> Tensor:
+        """For the one output place: which cell of the kernel, int64, lies on each input cell that it sees, in order."""
+        taps = range(self.kernel[axis])
+        inside = (0 <= tap * self.dilation[axis] - self.padding[axis] < self.extent[axis] for tap in taps)
+        return torch.tensor([tap for tap, sees in zip(taps, inside, strict=True) if sees])

@@ -187,3 +187,14 @@ def test_a_learned_token_is_never_where_the_evidence_ends() -> None:
     nn.init.constant_(network.class_token, 50.0)
     nn.init.normal_(network.heads.head.weight)
     check(network, noise(4, 3, 16, 16))
+
+
+def test_what_changes_nothing_is_left_out():
+    """A pool to the size that is there, and dropout in evaluation; the layer's name stays."""
+    network = after(nn.AdaptiveAvgPool2d(6), nn.Dropout(0.5), nn.Flatten(), nn.Linear(288, 4)).eval()
+    images = torch.rand(2, 3, 20, 20)
+    graph = fixcore.capture(network, images)
+    names = [str(node.target) for node in graph.nodes]
+    assert not any("pool" in name or "dropout" in name for name in names)
+    torch.testing.assert_close(graph.record(images).logits, network(images).detach())
+    assert graph.layer("2") is graph.layer("1")
