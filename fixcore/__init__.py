@@ -11,9 +11,10 @@ its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018
 
 from fixcore.backtrack import backtrack
 from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes
+from fixcore.capture import capture, capture_all
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
 from fixcore.fixations import Fixations, LayerPoints, drop_outliers, join_targets
-from fixcore.graph import Graph, Recording, capture, capture_all
+from fixcore.graph import Graph, Recording
 from fixcore.saliency import evidence_overlap, saliency_maps, saliency_masks
 from fixcore.start import Start
 

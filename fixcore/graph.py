@@ -1,4 +1,4 @@
-"""Capturing a network once as a graph of ATen operations, and recording its forward pass.
+"""A captured network as a graph of ATen operations, and the recording of its forward pass.
 
 N images, K classes, D features, C channels, H x W pixels.
 """
@@ -6,101 +6,27 @@ N images, K classes, D features, C channels, H x W pixels.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch import Tensor, fx
 
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
 from fixcore.rules import rule
-from fixcore.simplify import FILLED, Constants, arguments_by_name, simplify
+from fixcore.simplify import FILLED, Constants, arguments_by_name
+from fixcore.structure import Seen
 
 aten = torch.ops.aten
-
-_COMPOSED = (
-    aten.einsum.default,
-    aten.lstm.input,
-    aten.lstm_cell.default,
-    aten.gru.input,
-    aten.gru_cell.default,
-    aten.rnn_tanh.input,
-    aten.rnn_relu.input,
-)
-
-
-def capture(model: nn.Module | ExportedProgram, example: Tensor) -> Graph:
-    """Return the network as a graph that can be recorded and walked back; the model itself is left untouched.
-
-    `example` is a batch of images, float (N, C, H, W), on the model's device; the graph takes any N and exactly this
-    C, H and W. The weights are shared with the model where they need no change. Batch norms are folded into the
-    convolutions before them, so logits agree with the model's up to rounding.
-
-    Raises CaptureError for a model in train mode, or one that torch.export cannot read.
-    """
-    program = model if isinstance(model, ExportedProgram) else _exported(model, example)
-    program = program.run_decompositions(_decompositions())
-    return _captured(program, {**program.constants, **program.state_dict})
-
-
-def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
-    """Return networks that were built alike, such as those of folds, as graphs; the export is made once.
-
-    As `capture` for each. Networks are alike that print alike (layers, strides, activations) and whose parameters and
-    buffers have the same names and shapes; where they are not, or hold tensors that are neither, each is exported for
-    itself. A choice that a network of the user's makes in `forward` and does not print must be the same in all.
-    """
-    for model in models:
-        _refuse_train_mode(model)
-    first = _exported(models[0], example).run_decompositions(_decompositions())
-    names = {**first.constants, **first.state_dict}
-    graphs = []
-    for model in models:
-        own = {
-            **dict(model.named_parameters(remove_duplicate=False)),
-            **dict(model.named_buffers(remove_duplicate=False)),
-        }
-        alike = repr(model) == repr(models[0]) and all(
-            name in own and own[name].shape == value.shape for name, value in names.items()
-        )
-        graphs.append(_captured(first, own) if alike else capture(model, example))
-    return graphs
-
-
-def _captured(program: ExportedProgram, tensors: Mapping[str, Any]) -> Graph:
-    """Return the program's graph with these parameters, buffers and other constants."""
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    graph.output(graph.graph_copy(program.graph, copies))
-    constants: Constants = {}
-    images = None
-    placeholders = {node.name: copies[node] for node in program.graph.nodes if node.op == "placeholder"}
-    for spec in program.graph_signature.input_specs:
-        node = placeholders[spec.arg.name]
-        if spec.kind is InputKind.USER_INPUT:
-            if images is not None:
-                raise CaptureError("the model takes more than one input; wrap it in a module that takes images only")
-            images = node
-        else:
-            constants[node] = tensors[spec.target].detach()
-    if images is None:
-        raise CaptureError("the model takes no images")
-    simplify(graph, constants)
-    for node, value in constants.items():
-        if value.dim() == 4:  # convolution weights: the layout in which windows are gathered and convolved fastest
-            constants[node] = value.contiguous(memory_format=torch.channels_last)
-    _annotate(graph, constants, images)
-    return Graph(graph, constants, images)
 
 
 class Graph:
     """A captured network: its operations in order, its constants, and which activations the rules will read."""
 
     def __init__(self, graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
+        _annotate(graph, constants, images)
         self.images = images
         self.constants: Mapping[fx.Node, Tensor] = constants
         (output,) = (node for node in graph.nodes if node.op == "output")
@@ -120,13 +46,13 @@ class Graph:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
-        _, channels, height, width = self.images.meta["val"].shape
+        _, channels, height, width = self.images.meta["seen"].shape
         return int(channels), int(height), int(width)
 
     @property
     def classes(self) -> int:
         """K, the width of the logits."""
-        return int(self.logits.meta["val"].shape[-1])
+        return int(self.logits.meta["seen"].shape[-1])
 
     def layer(self, name: str) -> fx.Node:
         """Return the operation that gives the output of a layer.
@@ -135,9 +61,9 @@ class Graph:
         module that is called several times it is the last call. Raises TargetError with the nearest names.
         """
         for node in reversed(self.nodes):
-            if name == node.name or name in _modules(node):
+            if name == node.name or name in node.meta["modules"]:
                 return node
-        known = sorted({path for node in self.nodes for path in _modules(node) if path})
+        known = sorted({path for node in self.nodes for path in node.meta["modules"] if path})
         near = difflib.get_close_matches(name, known, 3) or known[-3:]
         raise TargetError(f"the network has no layer {name!r}; did you mean {', '.join(near)}?")
 
@@ -197,7 +123,7 @@ class Graph:
         for node in self.nodes:
             assert callable(node.target)
             if node.meta["is_constant"] or node.target not in rule:
-                if not isinstance(node.meta.get("val"), Tensor):
+                if not isinstance(node.meta["seen"], Seen):
                     kept.add(node)  # sizes, read again by layout rules
                 continue
             for name in rule[node.target].keeps:
@@ -217,7 +143,7 @@ class Graph:
             if not node.meta["is_constant"]
         ):
             return {}
-        seen = self.images.meta["val"]
+        seen = self.images.meta["seen"]
         nothing = torch.full((1, *self.input_shape), torch.nan, dtype=seen.dtype, device=seen.device)
         values: dict[fx.Node, Any] = {**self.constants, self.images: nothing}
         _run(self._steps, values, {})
@@ -226,9 +152,7 @@ class Graph:
             value = values.get(node)
             if not isinstance(value, Tensor) or node.meta["is_constant"] or not value.is_floating_point():
                 continue
-            if all(
-                isinstance(extent, int) for extent in node.meta["val"].shape[1:]
-            ):  # images follow each other, one by one
+            if None not in node.meta["seen"].shape[1:]:  # images follow each other, one by one
                 blank = ~value.isnan().flatten()
                 if blank.any():
                     blanks[node] = blank
@@ -291,32 +215,6 @@ def _run(steps: tuple[_Step, ...], values: dict[fx.Node, Any], shapes: dict[fx.N
             del values[dead]
 
 
-def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
-    _refuse_train_mode(model)
-    example = example.detach()
-    if example.shape[0] < 2:  # a batch of one would be taken for a constant
-        example = example.expand(2, *example.shape[1:])
-    try:
-        with torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
-    except Exception as error:  # torch.export raises many kinds
-        reason = str(error).strip().splitlines()
-        raise CaptureError(
-            f"torch.export cannot read {type(model).__name__}: {reason[0] if reason else type(error).__name__}"
-        ) from error
-
-
-def _refuse_train_mode(model: nn.Module) -> None:
-    if model.training:
-        raise CaptureError("the model is in train mode; call model.eval() first")
-
-
-def _decompositions() -> dict[Any, Any]:
-    """Recurrent layers and einsum as the simpler operations they consist of; everything else stays."""
-    every = torch.export.default_decompositions()
-    return {operation: every[operation] for operation in _COMPOSED}
-
-
 def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
     """Mark each node with its place in the order and with whether no evidence lies behind it.
 
@@ -327,9 +225,9 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
         node.meta["position"] = position
         if node is images:
             node.meta["is_constant"] = False
-        elif node in constants or not isinstance(node.meta.get("val"), Tensor | tuple | list):
+        elif node in constants or node.meta.get("seen") is None:
             node.meta["is_constant"] = True  # a weight, or a size
-        elif node.target in FILLED or _is_choice(node.meta["val"]):
+        elif node.target in FILLED or _is_choice(node.meta["seen"]):
             node.meta["is_constant"] = True
         else:
             node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
@@ -337,12 +235,7 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
 
 def _is_choice(value: Any) -> bool:
     """Whether a value counts or names something (the result of an argmax, a comparison), instead of measuring it."""
-    return isinstance(value, Tensor) and not value.is_floating_point()
-
-
-def _modules(node: fx.Node) -> list[str]:
-    """Return the paths of the modules that an operation was called in, outermost first."""
-    return [path for path, _ in node.meta.get("nn_module_stack", {}).values()]
+    return isinstance(value, Seen) and not value.dtype.is_floating_point
 
 
 def _only_output(output: fx.Node) -> fx.Node:

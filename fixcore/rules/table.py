@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from fixcore.errors import MissingRule
 from fixcore.points import Points
+from fixcore.structure import Seen
 
 Flow = Sequence[tuple[fx.Node, Points]]
 """Where the points of a node go: pairs of an input node and points in its output; a node may come twice."""
@@ -128,8 +129,7 @@ rule = RuleTable()
 
 
 def _described(node: fx.Node) -> str:
-    value = node.meta.get("val")
-    shape = f" (output shape {tuple(value.shape)})" if isinstance(value, Tensor) else ""
-    trace = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines() if line.strip()]
-    places = [line for line in trace if line.startswith("File ") and "/torch/" not in line]
-    return shape + (f", {places[-1]}" if places else "")
+    seen = node.meta["seen"]
+    extents = [] if not isinstance(seen, Seen) else ["N" if extent is None else str(extent) for extent in seen.shape]
+    shape = f" (output shape ({', '.join(extents)}))" if extents else ""
+    return shape + (f", {node.meta['line']}" if node.meta["line"] else "")

@@ -33,7 +33,7 @@ def one_node(operation: Any, *arguments: Any, options: Options, constants: tuple
         if not isinstance(value, Tensor):
             return value
         node = graph.placeholder(name)
-        node.meta.update(val=value, is_constant=constant, position=len(values))
+        node.meta.update(is_constant=constant, position=len(values))
         values[node] = value
         return node
 
@@ -46,7 +46,7 @@ def one_node(operation: Any, *arguments: Any, options: Options, constants: tuple
     node = graph.call_function(operation, tuple(built))
     # An operation that overwrites its input gets a copy: the rule sees what was recorded.
     result = operation(*[value.clone() if isinstance(value, Tensor) else value for value in arguments])
-    node.meta.update(val=result, is_constant=False, position=len(values))
+    node.meta.update(is_constant=False, position=len(values))
     named = arguments_by_name(node)
     shapes = {at: value.shape for at, value in values.items()} | {node: result.shape}
     visit = Visit(node, named, values, shapes, options)

@@ -1,0 +1,171 @@
+"""Capturing a network: what it does is exported once, kept as text if wanted, and joined with its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from fixcore.errors import CaptureError
+from fixcore.graph import Graph
+from fixcore.simplify import Constants, simplify
+from fixcore.structure import Structure, from_json, structure_of, to_json
+
+aten = torch.ops.aten
+
+_COMPOSED = (
+    aten.einsum.default,
+    aten.lstm.input,
+    aten.lstm_cell.default,
+    aten.gru.input,
+    aten.gru_cell.default,
+    aten.rnn_tanh.input,
+    aten.rnn_relu.input,
+)
+_FORMAT = 1
+"""Of the texts in a cache."""
+
+
+def capture(
+    model: nn.Module | ExportedProgram, example: Tensor, *, cache: MutableMapping[str, str] | None = None
+) -> Graph:
+    """Return the network as a graph that can be recorded and walked back; the model itself is left untouched.
+
+    `example` is a batch of images, float (N, C, H, W), on the model's device; the graph takes any N and exactly this
+    C, H and W. The weights are shared with the model where they need no change. Batch norms are folded into the
+    convolutions before them, so logits agree with the model's up to rounding.
+
+    `cache` keeps the structure of modules as text, so that the next start need not export again: any mapping will do, a
+    dict or one that writes files. Its keys are digests of the weights, the modules' code, the images' shape and torch's
+    version; an entry that is damaged, or whose network does not answer as the model does, is made anew.
+
+    Raises CaptureError for a model in train mode, or one that torch.export cannot read.
+    """
+    if isinstance(model, ExportedProgram):
+        return _of_program(model)
+    refuse_train_mode(model)
+    key = "" if cache is None else _key(model, example)
+    if cache is not None and key in cache:
+        kept = _kept(cache[key], model, example)
+        if kept is not None:
+            return kept
+    program = _exported(model, example).run_decompositions(_decompositions())
+    structure = structure_of(program)
+    if cache is not None and set(structure.tensors.values()) <= _own_tensors(model).keys():
+        with suppress(TypeError):  # it calls or holds what text cannot say
+            cache[key] = to_json(structure)
+    return _joined(structure, {**program.constants, **program.state_dict})
+
+
+def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
+    """Return networks that were built alike, such as those of folds, as graphs; the export is made once.
+
+    As `capture` for each. Networks are alike that print alike (layers, strides, activations) and whose parameters and
+    buffers have the same names and shapes; where they are not, or hold tensors that are neither, each is exported for
+    itself. A choice that a network of the user's makes in `forward` and does not print must be the same in all.
+    """
+    for model in models:
+        refuse_train_mode(model)
+    program = _exported(models[0], example).run_decompositions(_decompositions())
+    structure = structure_of(program)
+    first = {**program.constants, **program.state_dict}
+    graphs = []
+    for model in models:
+        own = _own_tensors(model)
+        alike = repr(model) == repr(models[0]) and all(
+            name in own and own[name].shape == value.shape for name, value in first.items()
+        )
+        graphs.append(_joined(structure, own) if alike else capture(model, example))
+    return graphs
+
+
+def refuse_train_mode(model: nn.Module) -> None:
+    """Raise CaptureError for a model in train mode."""
+    if model.training:
+        raise CaptureError("the model is in train mode; call model.eval() first")
+
+
+def _of_program(program: ExportedProgram) -> Graph:
+    program = program.run_decompositions(_decompositions())
+    return _joined(structure_of(program), {**program.constants, **program.state_dict})
+
+
+def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
+    example = example.detach()
+    if example.shape[0] < 2:  # a batch of one would be taken for a constant
+        example = example.expand(2, *example.shape[1:])
+    try:
+        with torch.no_grad():
+            return torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    except Exception as error:  # torch.export raises many kinds
+        reason = str(error).strip().splitlines()
+        raise CaptureError(
+            f"torch.export cannot read {type(model).__name__}: {reason[0] if reason else type(error).__name__}"
+        ) from error
+
+
+def _decompositions() -> dict[Any, Any]:
+    """Recurrent layers and einsum as the simpler operations they consist of; everything else stays."""
+    every = torch.export.default_decompositions()
+    return {operation: every[operation] for operation in _COMPOSED}
+
+
+def _joined(structure: Structure, tensors: Mapping[str, Any]) -> Graph:
+    """Return the graph of a structure with these parameters, buffers and other constants."""
+    graph = torch.fx.Graph()
+    copies: dict[torch.fx.Node, torch.fx.Node] = {}
+    graph.output(graph.graph_copy(structure.graph, copies))
+    by_name = {node.name: copies[node] for node in structure.graph.nodes if node.op == "placeholder"}
+    constants: Constants = {by_name[name]: tensors[target].detach() for name, target in structure.tensors.items()}
+    simplify(graph, constants)
+    for node, value in constants.items():
+        if value.dim() == 4:  # convolution weights: the layout in which windows are gathered and convolved fastest
+            constants[node] = value.contiguous(memory_format=torch.channels_last)
+    return Graph(graph, constants, by_name[structure.images])
+
+
+def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _key(model: nn.Module, example: Tensor) -> str:
+    """Digest of all that the structure of a network may follow from."""
+    digest = hashlib.sha256()
+
+    def told() -> Iterator[object]:
+        yield from (_FORMAT, torch.__version__, _COMPOSED, tuple(example.shape[1:]), example.dtype, example.device.type)
+        yield repr(model)
+        for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
+            yield kind.__module__, kind.__qualname__
+            with suppress(OSError, TypeError):  # built in a notebook or by exec: there is no source to read
+                yield inspect.getsource(kind)
+
+    for part in told():
+        digest.update(f"{part}\0".encode())
+    for name, value in _own_tensors(model).items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _kept(text: str, model: nn.Module, example: Tensor) -> Graph | None:
+    """Return the graph of a kept structure; None if it is damaged, or not this network's."""
+    try:
+        graph = _joined(from_json(text), _own_tensors(model))
+        images = torch.rand(2, *example.shape[1:], generator=torch.Generator().manual_seed(0))
+        images = images.to(example.device, example.dtype)
+        with torch.inference_mode():
+            expected, found = model(images), graph.record(images).logits
+        scale = expected.abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+        return graph if bool(((found - expected).abs().max() / scale) < 1e-2) else None
+    except Exception:  # whatever a damaged text leads to: it is only a copy
+        return None

@@ -1,0 +1,196 @@
+"""What a network does, apart from its weights: operations, arguments, shapes; plain data that a file can hold."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from fixcore.errors import CaptureError
+
+_SIZES = {f"operator.{name}": getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv", "mod")}
+"""Functions other than ATen's that a graph may call: arithmetic on sizes."""
+_KINDS: dict[str, type] = {
+    "dtype": torch.dtype,
+    "layout": torch.layout,
+    "memory_format": torch.memory_format,
+    "device": torch.device,
+}
+"""Arguments that are neither numbers nor nodes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What export saw of a tensor."""
+
+    shape: tuple[int | None, ...]
+    """None where the extent depends on the number of images."""
+    dtype: torch.dtype
+    device: torch.device
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Structure:
+    """Operations in order, and which placeholder stands for which tensor of the model.
+
+    Each node's `meta` holds "seen" (a Seen, a tuple of them for several outputs, None for a size), "modules" (paths of
+    the modules it was called in, outermost first) and "line" (where in the user's code).
+    """
+
+    graph: fx.Graph
+    images: str
+    """Name of the placeholder of the images."""
+    tensors: Mapping[str, str]
+    """Names of the other placeholders, and of the parameters, buffers and constants that they stand for."""
+
+
+def structure_of(program: ExportedProgram) -> Structure:
+    """Return the structure of an exported program; CaptureError if it takes anything but one batch of images."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    graph.output(graph.graph_copy(program.graph, copies))
+    for node in graph.nodes:
+        meta = node.meta
+        modules = [path for path, _ in meta.get("nn_module_stack", {}).values()]
+        node.meta = {"seen": _seen(meta.get("val")), "modules": tuple(modules), "line": _line(meta.get("stack_trace"))}
+    names = {node.name: copies[node].name for node in program.graph.nodes if node.op == "placeholder"}
+    images, tensors = [], {}
+    for spec in program.graph_signature.input_specs:
+        if spec.kind is InputKind.USER_INPUT:
+            images.append(names[spec.arg.name])
+        else:
+            assert spec.target is not None
+            tensors[names[spec.arg.name]] = spec.target
+    if len(images) != 1:
+        what = "no images" if not images else "more than one input; wrap it in a module that takes images only"
+        raise CaptureError(f"the model takes {what}")
+    return Structure(graph, images[0], tensors)
+
+
+def to_json(structure: Structure) -> str:
+    """Return the structure as text. Raises TypeError for a call or an argument that text cannot hold."""
+    nodes = [
+        {
+            "name": node.name,
+            "op": node.op,
+            "target": _target_name(node) if node.op == "call_function" else "",
+            "args": _written(node.args),
+            "kwargs": _written(node.kwargs),
+            "seen": _written(node.meta.get("seen")),
+            "modules": list(node.meta.get("modules", ())),
+            "line": node.meta.get("line", ""),
+        }
+        for node in structure.graph.nodes
+    ]
+    return json.dumps({"images": structure.images, "tensors": dict(structure.tensors), "nodes": nodes})
+
+
+def from_json(text: str) -> Structure:
+    """Return the structure that `to_json` wrote. Raises ValueError, KeyError or TypeError for anything else.
+
+    Nothing is run and nothing imported: calls are looked up among ATen's and the arithmetic on sizes.
+    """
+    told = json.loads(text)
+    graph = fx.Graph()
+    nodes: dict[str, fx.Node] = {}
+    for row in told["nodes"]:
+        args, kwargs = _read(row["args"], nodes), _read(row["kwargs"], nodes)
+        if row["op"] == "placeholder":
+            node = graph.placeholder(row["name"])
+        elif row["op"] == "output":
+            node = graph.output(*args)
+        else:
+            node = graph.create_node("call_function", _target(row["target"]), tuple(args), kwargs, name=row["name"])
+        seen = _read(row["seen"], nodes)
+        node.meta = {
+            "seen": tuple(seen) if isinstance(seen, list) else seen,
+            "modules": tuple(str(path) for path in row["modules"]),
+            "line": str(row["line"]),
+        }
+        nodes[row["name"]] = node
+    tensors = {nodes[name].name: str(target) for name, target in told["tensors"].items()}
+    return Structure(graph, nodes[told["images"]].name, tensors)
+
+
+def _seen(value: Any) -> Seen | tuple[Seen | None, ...] | None:
+    if isinstance(value, tuple | list):
+        parts = [_seen(part) for part in value]
+        return tuple(part if isinstance(part, Seen) else None for part in parts)
+    if not isinstance(value, Tensor):
+        return None
+    shape = tuple(extent if isinstance(extent, int) else None for extent in value.shape)
+    return Seen(shape, value.dtype, value.device)
+
+
+def _line(trace: str | None) -> str:
+    """Return the last line of the user's own code in a stack trace."""
+    lines = [line.strip() for line in (trace or "").splitlines()]
+    own = [line for line in lines if line.startswith("File ") and "/torch/" not in line]
+    return own[-1] if own else ""
+
+
+def _target_name(node: fx.Node) -> str:
+    name = str(node.target)
+    if isinstance(node.target, torch._ops.OpOverload) and name.startswith("aten."):
+        return name
+    for known, function in _SIZES.items():
+        if function is node.target:
+            return known
+    raise TypeError(f"{name} cannot be written down")
+
+
+def _target(name: str) -> Any:
+    if name in _SIZES:
+        return _SIZES[name]
+    namespace, packet, overload = name.split(".")
+    if namespace != "aten":
+        raise ValueError(f"{name} is no operation of ATen")
+    found = getattr(getattr(torch.ops.aten, packet), overload)
+    if not isinstance(found, torch._ops.OpOverload):
+        raise ValueError(f"{name} is no operation of ATen")
+    return found
+
+
+def _written(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, Seen):
+        return {"seen": [list(value.shape), _written(value.dtype), _written(value.device)]}
+    if isinstance(value, tuple | list):
+        return [_written(part) for part in value]
+    if isinstance(value, Mapping):
+        return {"named": {key: _written(part) for key, part in value.items()}}
+    for kind, known in _KINDS.items():
+        if isinstance(value, known):
+            return {kind: str(value).removeprefix("torch.")}
+    raise TypeError(f"an argument of type {type(value).__name__} cannot be written down")
+
+
+def _read(value: Any, nodes: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_read(part, nodes) for part in value]
+    if not isinstance(value, dict):
+        return value
+    ((kind, told),) = value.items()
+    if kind == "node":
+        return nodes[told]
+    if kind == "named":
+        return {key: _read(part, nodes) for key, part in told.items()}
+    if kind == "seen":
+        shape, dtype, device = told
+        return Seen(tuple(shape), _read(dtype, nodes), _read(device, nodes))
+    if kind == "device":
+        return torch.device(told)
+    found = getattr(torch, told)
+    if not isinstance(found, _KINDS[kind]):
+        raise ValueError(f"{told} is no {kind}")
+    return found

@@ -1,0 +1,159 @@
+"""Captured structures kept as text: the same graph again, and never another network's."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.export import Dim
+
+import fixcore
+from fixcore.structure import from_json
+from tests.fixcore.networks import FAMILIES, Residual, integer_images, integer_network
+
+IMAGES = integer_images(0, 3)
+TARGET = torch.tensor([0, 1, 2])
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """The modules that were exported."""
+    import importlib
+
+    module = importlib.import_module("fixcore.capture")
+    seen: list[nn.Module] = []
+    plain = module._exported
+
+    def counted(model: nn.Module, example: Tensor) -> Any:
+        seen.append(model)
+        return plain(model, example)
+
+    monkeypatch.setattr(module, "_exported", counted)
+    return seen
+
+
+def same(one: fixcore.Graph, other: fixcore.Graph) -> bool:
+    """Whether two graphs give the same logits and fixations to the last bit."""
+    first, second = one.record(IMAGES), other.record(IMAGES)
+    a, b = fixcore.backtrack(first, TARGET), fixcore.backtrack(second, TARGET)
+    return torch.equal(first.logits, second.logits) and all(
+        torch.equal(getattr(a, name), getattr(b, name)) for name in ("image", "row", "col", "mass")
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_kept_network_is_the_captured_one(family, exports):
+    network, cache = integer_network(family, 3), {}
+    first = fixcore.capture(network, IMAGES, cache=cache)
+    assert len(cache) == 1
+    again = fixcore.capture(network, IMAGES, cache=cache)
+    assert len(exports) == 1
+    assert same(first, again)
+    assert [node.name for node in first.nodes] == [node.name for node in again.nodes]
+    assert [node.meta["modules"] for node in first.nodes] == [node.meta["modules"] for node in again.nodes]
+    assert [node.meta["line"] for node in first.nodes] == [node.meta["line"] for node in again.nodes]
+
+
+@pytest.mark.parametrize("name", ["swin_t", "vit_b_32", "shufflenet_v2_x0_5", "efficientnet_b0"])
+def test_published_networks_can_be_kept(name, exports):
+    network, cache = torchvision.models.get_model(name, weights=None).eval(), {}
+    images = torch.rand(2, 3, 224, 224)
+    graphs = [fixcore.capture(network, images, cache=cache) for _ in range(2)]
+    assert len(exports) == len(cache) == 1
+    first, again = (graph.record(images).logits for graph in graphs)
+    assert torch.equal(first, again)
+
+
+def test_other_weights_shapes_or_code_are_another_network(exports):
+    cache: dict[str, str] = {}
+    network = integer_network(Residual, 0)
+    fixcore.capture(network, IMAGES, cache=cache)
+    network.fc.weight.data[0, 0] += 1
+    fixcore.capture(network, IMAGES, cache=cache)
+    fixcore.capture(network, integer_images(0, 2, height=8), cache=cache)
+
+    class Residual2(Residual):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(-x)
+
+    other = Residual2().eval()
+    other.load_state_dict(network.state_dict())
+    fixcore.capture(other, IMAGES, cache=cache)
+    assert len(cache) == len(exports) == 4
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("aten.add.Tensor", "aten.sub.Tensor"),
+        lambda text: text.replace("aten.add.Tensor", "aten.nothing.at_all"),
+        lambda text: text.replace("aten.add.Tensor", "os.system"),
+        lambda text: json.dumps({**json.loads(text), "images": "nobody"}),
+        lambda text: "[]",
+        lambda text: "null",
+    ],
+    ids=["empty", "half", "another network", "unknown", "no operation", "no images", "list", "null"],
+)
+def test_a_damaged_text_is_made_anew(damage, exports):
+    network, cache = integer_network(Residual, 0), {}
+    first = fixcore.capture(network, IMAGES, cache=cache)
+    ((key, text),) = cache.items()
+    cache[key] = damage(text)
+    assert cache[key] != text
+    assert same(first, fixcore.capture(network, IMAGES, cache=cache))
+    assert len(exports) == 2
+    assert cache[key] == text
+
+
+@pytest.mark.parametrize("name", ["builtins.eval", "operator.attrgetter", "torchvision.nms.default", "aten.ops"])
+def test_only_operations_of_aten_are_looked_up(name):
+    cache: dict[str, str] = {}
+    fixcore.capture(integer_network(Residual, 0), IMAGES, cache=cache)
+    text = next(iter(cache.values())).replace("aten.add.Tensor", name)
+    with pytest.raises((ValueError, AttributeError)):
+        from_json(text)
+
+
+class Plain(nn.Module):
+    """Holds a tensor that is neither parameter nor buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.offset = nn.Linear(2, 3), torch.arange(3.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x.mean((2, 3))) + self.offset
+
+
+def test_what_the_module_does_not_show_is_not_kept(exports):
+    cache: dict[str, str] = {}
+    for _ in range(2):
+        graph = fixcore.capture(Plain().eval(), IMAGES, cache=cache)
+        assert graph.classes == 3
+    assert not cache
+    assert len(exports) == 2
+
+
+def test_a_network_in_train_mode_is_refused_before_the_cache():
+    network, cache = integer_network(Residual, 0), {}
+    fixcore.capture(network, IMAGES, cache=cache)
+    with pytest.raises(fixcore.CaptureError, match="train mode"):
+        fixcore.capture(network.train(), IMAGES, cache=cache)
+
+
+def test_a_program_that_was_decomposed_by_others_is_captured():
+    """After saving and loading, a batch norm's statistics are outputs that nothing reads."""
+    network = integer_network(Residual, 5)
+    program = torch.export.export(network, (IMAGES,), dynamic_shapes=({0: Dim.DYNAMIC},)).run_decompositions({})
+    for node in [node for node in program.graph.nodes if "batch_norm" in str(node.target)]:
+        with program.graph.inserting_after(node):
+            extra = program.graph.call_function(__import__("operator").getitem, (node, 1))
+            extra.meta = dict(node.meta)
+            extra.meta["val"] = node.meta["val"][1]
+    torch.testing.assert_close(fixcore.capture(program, IMAGES).record(IMAGES).logits, network(IMAGES).detach())
