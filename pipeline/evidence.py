@@ -126,9 +126,7 @@ class EvidenceStep:
         at = torch.from_numpy(verdict.image[changed])
         again = list(self._judge.judge(median_smoothed(images[at.to(images.device)]), folds[verdict.image[changed]]))
         (second,) = again  # one fold, one network: these rows were judged together before
-        after = fixcore.backtrack(
-            _recording(second), second.start(torch.arange(len(changed)), torch.from_numpy(preds[changed]))
-        )
+        after = second.explain(torch.arange(len(changed)), torch.from_numpy(preds[changed]))
         chosen = _select(before, torch.from_numpy(changed))
         for number, overlap in zip(changed, fixcore.evidence_overlap(chosen, after).tolist(), strict=True):
             rows[number]["squeeze_overlap"] = overlap
@@ -166,15 +164,10 @@ def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
     given = torch.tensor([-1 if row["label"] is None else row["label"] for row in rows])
     given = torch.where(given == pred, -1, given)
     row = torch.arange(count)
-    both = fixcore.backtrack(_recording(verdict), verdict.start(row.repeat(2), torch.cat([pred, given])))
+    both = verdict.explain(row.repeat(2), torch.cat([pred, given]))
     first, second = _select(both, row), _select(both, row + count)
     overlap = fixcore.evidence_overlap(first, second).tolist()
     return _Traced(first, second, [None if value != value else value for value in overlap])
-
-
-def _recording(verdict: Verdict) -> fixcore.Recording:
-    assert verdict.recording is not None
-    return verdict.recording
 
 
 def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -62,12 +63,21 @@ class Verdict:
     head: Tensor | None
     """(n, K, D): the linear head that judged each image; None: the network's own."""
 
-    def start(self, row: Tensor, target: Tensor) -> fixcore.Start:
-        """Return the start that explains classes `target` (T,) of this verdict's images `row` (T,)."""
+    def explain(self, row: Tensor, target: Tensor) -> fixcore.Fixations:
+        """Return the fixations of classes `target` (T,) in this verdict's images `row` (T,); -1: none.
+
+        Each class is set against the mean of all, so that what is compared between two classes is what softmax sees
+        of them. Against the runner-up, or the others weighted by their probability, the evidence of two readings of
+        one object would lie apart by construction (`python -m benchmarks.two_objects`).
+        """
         assert self.recording is not None
         device = self.recording.logits.device
         row, target = row.to(device), target.to(device)
-        return fixcore.Start(row, target, None if self.head is None else self.head[row, target])
+        if self.head is not None:
+            weight = self.head[row, target] - self.head.mean(1)[row]
+            return fixcore.backtrack(self.recording, fixcore.Start(row, target, weight))
+        contrast: Literal["mean"] | None = None if self.recording.graph.head is None else "mean"
+        return fixcore.backtrack(self.recording, fixcore.Start(row, target), contrast=contrast)
 
 
 class Judge:

@@ -1,0 +1,69 @@
+"""The ImageNet photographs and trained networks that lie beside the project, for measuring only."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet"
+
+
+@dataclass(frozen=True, slots=True)
+class Photographs:
+    """N validation images of ILSVRC."""
+
+    pixels: NDArray[np.uint8]
+    """(N, 227, 227, 3)."""
+    labels: Tensor
+    """int64 (N,)."""
+    boxes: list[Tensor]
+    """Per image float32 (B, 4): x0, y0, x1, y1 of every true box, in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedNetwork:
+    """A network with published weights, and how it wants its images."""
+
+    name: str
+    module: nn.Module
+    prepared: Callable[[NDArray[np.uint8]], Tensor]
+
+
+def read_photographs(folder: Path = FOLDER) -> Photographs:
+    """Return the photographs; FileNotFoundError where they are not."""
+    rows = json.loads((folder / "val300.json").read_text())["images"]
+    with tarfile.open(folder / "val300.tar") as tar:
+        members = [tar.extractfile(row["file"]) for row in rows]
+        pixels = np.stack([np.asarray(Image.open(member).convert("RGB")) for member in members if member is not None])
+    boxes = [torch.tensor(row["boxes"], dtype=torch.float32).view(-1, 4) for row in rows]
+    return Photographs(pixels, torch.tensor([row["label"] for row in rows]), boxes)
+
+
+def read_networks(folder: Path = FOLDER) -> list[TrainedNetwork]:
+    """Return the networks in evaluation mode; FileNotFoundError where they are not."""
+    weights = torch.load(folder / "squeezenet1_1.pt", weights_only=True)
+    sys.path.insert(0, str(folder))
+    try:
+        reader = importlib.import_module("json_net")
+    finally:
+        sys.path.remove(str(folder))
+    squeezenet = torchvision.models.squeezenet1_1(weights=None).eval()
+    squeezenet.load_state_dict({name: value.float() for name, value in weights.items()})
+    told = json.loads((folder / "squeezenet1_1.json").read_text())
+    mobilenet, info = reader.load(str(folder / "mobilenet_v2_tf.json"))
+    return [
+        TrainedNetwork("SqueezeNet 1.1", squeezenet, lambda pixels: reader.preprocess(pixels, told)),
+        TrainedNetwork("MobileNetV2", mobilenet.eval(), lambda pixels: reader.preprocess(pixels, info)),
+    ]

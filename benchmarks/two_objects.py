@@ -1,0 +1,200 @@
+"""Two objects, or two readings of one: `python -m benchmarks.two_objects [--photographs] [--seconds 40] [--json]`.
+
+Small classifiers learn single handwritten digits at random places. Then they are shown two digits apart, and two digits
+blended at one place, of held-out scans, and both classes are traced. Printed for each network and each contrast: the
+overlap of the two evidences in both cases, how well it tells one case from the other (AUROC), and the share told
+rightly at the threshold that the audit uses (`pipeline.audit.SAME_PLACE`) and at the best one.
+
+`--photographs` asks the same of trained ImageNet networks: two photographs side by side, against the first two guesses
+at one photograph. About 3 minutes each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+import fixcore
+from benchmarks.photographs import read_networks, read_photographs
+from jobs.machine import keep_freed_memory
+from pipeline.audit import SAME_PLACE
+
+SIDE = 40
+"""Pixels of a picture's side."""
+DIGIT = 16
+_TEST = 397
+"""Scans, of 1,797, that no network learns."""
+CONTRASTS: tuple[Any, ...] = (None, "mean", "softmax", "runner_up")
+
+
+def scans() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return digits (n, DIGIT, DIGIT) in [0, 1] and their labels: those to learn, and those held out."""
+    data = load_digits()
+    digits = torch.from_numpy(data.images).float().div(16).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    labels = torch.from_numpy(data.target).long()
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    seen, held_out = order[_TEST:], order[:_TEST]
+    return digits[seen], labels[seen], digits[held_out], labels[held_out]
+
+
+def put(digits: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """Return pictures (n, 1, SIDE, SIDE) of digits at these upper left corners."""
+    count, inside = len(digits), torch.arange(DIGIT)
+    pictures = torch.zeros(count, 1, SIDE, SIDE)
+    row, col = rows[:, None, None] + inside[:, None], cols[:, None, None] + inside
+    pictures[torch.arange(count)[:, None, None], 0, row, col] = digits
+    return pictures
+
+
+def network(kind: str) -> nn.Sequential:
+    """Return an untrained classifier of ten digits; `kind` is a key of NETWORKS."""
+
+    def block(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    pooled = [*block(1, 32, 2), *block(32, 64), nn.MaxPool2d(2)]
+    return nn.Sequential(*pooled, *NETWORKS[kind](block), nn.Flatten() if kind != "hidden layers" else nn.Identity())
+
+
+NETWORKS: dict[str, Any] = {
+    "average pool": lambda block: [*block(64, 128), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)],
+    "1x1 convolution, average pool": lambda block: [
+        *block(64, 64), nn.Conv2d(64, 10, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+    ],
+    "hidden layers": lambda block: [
+        *block(64, 64), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1600, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(),
+        nn.Linear(64, 10),
+    ],
+}  # fmt: skip
+"""Heads as networks of the field have them: ResNet's, SqueezeNet's, VGG's."""
+
+
+def trained(
+    kind: str, digits: Tensor, labels: Tensor, seconds: float = math.inf, *, steps: float = math.inf
+) -> nn.Module:
+    """Return a classifier that learned single digits at random places, for so many seconds or steps of 128."""
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    classifier = network(kind)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
+    began, step = time.perf_counter(), 0
+    while (passed := max((time.perf_counter() - began) / seconds, step / steps)) < 1:
+        step += 1
+        for group in optimizer.param_groups:
+            group["lr"] = 2e-3 * (1 - passed)
+        chosen, rows, cols = (
+            torch.randint(limit, (128,), generator=generator) for limit in (len(digits), *[SIDE - DIGIT + 1] * 2)
+        )
+        loss = F.cross_entropy(classifier(put(digits[chosen], rows, cols)), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return classifier.eval()
+
+
+def pairs(digits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return pictures of two digits apart, of the same two blended at one place, and their labels (n, 2)."""
+    generator = torch.Generator().manual_seed(1)
+
+    def below(limit: int) -> Tensor:
+        return torch.randint(limit, (count,), generator=generator)
+
+    one, other = below(len(digits)), below(len(digits))
+    differ = labels[one] != labels[other]
+    half = SIDE // 2
+    is_above, near, far = below(2).bool(), below(half - DIGIT + 1), half + below(half - DIGIT + 1)
+    free = [below(SIDE - DIGIT + 1) for _ in range(2)]
+    first = put(digits[one], torch.where(is_above, near, free[0]), torch.where(is_above, free[0], near))
+    second = put(digits[other], torch.where(is_above, far, free[1]), torch.where(is_above, free[1], far))
+    row, col = below(SIDE - DIGIT + 1), below(SIDE - DIGIT + 1)
+    blends = (put(digits[one], row, col) + put(digits[other], row, col)) / 2
+    return (first + second)[differ], blends[differ], torch.stack([labels[one], labels[other]], 1)[differ]
+
+
+def overlaps(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any) -> Tensor:
+    """Return how far the evidences of both labels coincide, (n,)."""
+    recording = graph.record(images)
+    first, second = (fixcore.backtrack(recording, labels[:, side], contrast=contrast) for side in (0, 1))
+    return fixcore.evidence_overlap(first, second)
+
+
+def of_photographs() -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Yield network, contrast, and overlaps: of two photographs side by side, and of two readings of one."""
+    photographs = read_photographs()
+    count, side = len(photographs.pixels), photographs.pixels.shape[1]
+    one = np.random.default_rng(0).permutation(count)
+    other = np.roll(one, 1)
+    both = photographs.labels[torch.from_numpy(np.stack([one, other], 1))]
+    narrow = np.stack([np.asarray(Image.fromarray(pixels).resize((side // 2, side))) for pixels in photographs.pixels])
+    sheets = np.zeros_like(photographs.pixels)
+    sheets[:, :, : side // 2], sheets[:, :, -(side // 2) :] = narrow[one], narrow[other]
+    for network in read_networks():
+        graph = fixcore.capture(network.module, network.prepared(sheets[:2]))
+        guesses = graph.classify(network.prepared(photographs.pixels)).topk(2).indices
+        for contrast in CONTRASTS:
+            found = []
+            for pixels, labels in ((sheets, both), (photographs.pixels, guesses)):
+                parts = [slice(start, start + 50) for start in range(0, count, 50)]
+                found.append(
+                    torch.cat([overlaps(graph, network.prepared(pixels[at]), labels[at], contrast) for at in parts])
+                )
+            yield network.name, contrast, found[0], found[1]
+
+
+def of_digits(seconds: float, count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Yield network, contrast, and overlaps: of two digits apart, and of the same two blended."""
+    digits, labels, new_digits, new_labels = scans()
+    apart, blended, both = pairs(new_digits, new_labels, count)
+    for kind in NETWORKS:
+        graph = fixcore.capture(trained(kind, digits, labels, seconds), apart[:2])
+        for contrast in CONTRASTS:
+            two, one = (overlaps(graph, images, both, contrast) for images in (apart, blended))
+            yield kind, contrast, two, one
+
+
+def main() -> None:
+    """Train, trace, tell apart."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photographs", action="store_true", help="ImageNet networks and images beside the project")
+    parser.add_argument("--seconds", type=float, default=40, help="how long to train each network")
+    parser.add_argument("--count", type=int, default=600)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    keep_freed_memory()
+    if not options.json:
+        print("| network | contrast | two objects | two readings | AUROC | told at threshold | at best |")
+        print("|---|---|---|---|---|---|---|")
+    cases = of_photographs() if options.photographs else of_digits(options.seconds, options.count)
+    for name, contrast, two, one in cases:
+        score = torch.cat([two, one]).nan_to_num(0)
+        is_one = torch.cat([torch.zeros_like(two), torch.ones_like(one)]).bool()
+        told = [float(((score >= at) == is_one).float().mean()) for at in (SAME_PLACE, *score.unique().tolist())]
+        found = {
+            "network": name,
+            "contrast": contrast or "none",
+            "two objects": round(float(two.nanmean()), 3),
+            "two readings": round(float(one.nanmean()), 3),
+            "AUROC": round(float(roc_auc_score(is_one, score)), 3),
+            "told at threshold": round(told[0], 3),
+            "told at best": round(max(told), 3),
+        }
+        if options.json:
+            print(json.dumps(found), flush=True)
+        else:
+            print("| " + " | ".join(str(value) for value in found.values()) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
