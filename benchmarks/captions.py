@@ -177,7 +177,7 @@ def draw(path: Path, scenes: Scenes, said: Tensor, maps: Tensor, rows: list[int]
     """Write a sheet: a scene per row, and beside it the evidence of each of its words."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(rows), STEPS + 1, figsize=(2 * (STEPS + 1), 2.1 * len(rows)), squeeze=False)
+    figure, axes = plt.subplots(len(rows), STEPS + 1, figsize=(1.9 * (STEPS + 1), 2 * len(rows)), squeeze=False)
     heat = blurred(maps).view(-1, STEPS, SIDE, SIDE)
     for line, row in zip(axes, rows, strict=True):
         line[0].set_title(" ".join(WORDS[word] for word in said[row]), fontsize=8)
@@ -189,8 +189,27 @@ def draw(path: Path, scenes: Scenes, said: Tensor, maps: Tensor, rows: list[int]
         for step, axis in enumerate(line[1:]):
             axis.imshow(heat[row, step], cmap="inferno", alpha=0.6, vmin=0, vmax=1)
     figure.tight_layout()
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=80)
     plt.close(figure)
+
+
+def learned(seconds: float, count: int) -> tuple[Captioner, Scenes]:
+    """Return a captioner, and scenes of scans that it has not seen."""
+    data = load_digits()
+    digits = torch.from_numpy(data.images).float().div(16).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    labels = torch.from_numpy(data.target).long()
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
+    held_out, seen = order[:_TEST], order[_TEST:]
+    captioner = trained(digits[seen], labels[seen], seconds)
+    return captioner, compose(digits[held_out], labels[held_out], count, torch.Generator().manual_seed(1))
+
+
+def write_sheet(path: Path, seconds: float, rows: int) -> None:
+    """Train a captioner and draw its first captions."""
+    captioner, scenes = learned(seconds, rows)
+    recording = fixcore.capture(captioner, scenes.images[:2]).record(scenes.images)
+    said = recording.logits.argmax(2)
+    draw(path, scenes, said, as_maps(fixcore.backtrack(recording, said)), list(range(rows)))
 
 
 def main() -> None:
@@ -202,13 +221,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     keep_freed_memory()
-    data = load_digits()
-    digits = torch.from_numpy(data.images).float().div(16).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    labels = torch.from_numpy(data.target).long()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    held_out, seen = order[:_TEST], order[_TEST:]
-    captioner = trained(digits[seen], labels[seen], options.seconds)
-    scenes = compose(digits[held_out], labels[held_out], options.scenes, torch.Generator().manual_seed(1))
+    captioner, scenes = learned(options.seconds, options.scenes)
     recording = fixcore.capture(captioner, scenes.images[:2]).record(scenes.images)
     said = recording.logits.argmax(2)
     right = (said == scenes.words).all(1)

@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -104,23 +105,38 @@ def trained(
     return classifier.eval()
 
 
-def pairs(digits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pictures of two digits apart, of the same two blended at one place, and their labels (n, 2)."""
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """N times two digits of different classes."""
+
+    apart: Tensor
+    """(N, 1, SIDE, SIDE): side by side, or one above the other."""
+    blended: Tensor
+    """(N, 1, SIDE, SIDE): the same two, half and half, at one place."""
+    labels: Tensor
+    """int64 (N, 2)."""
+    corners: Tensor
+    """int64 (N, 2, 2): row and column of each digit's upper left corner in `apart`."""
+
+
+def pairs(digits: Tensor, labels: Tensor, count: int) -> Pairs:
+    """Return pairs at random places; those of one class are left out."""
     generator = torch.Generator().manual_seed(1)
 
     def below(limit: int) -> Tensor:
         return torch.randint(limit, (count,), generator=generator)
 
-    one, other = below(len(digits)), below(len(digits))
-    differ = labels[one] != labels[other]
+    chosen = torch.stack([below(len(digits)), below(len(digits))], 1)
     half = SIDE // 2
-    is_above, near, far = below(2).bool(), below(half - DIGIT + 1), half + below(half - DIGIT + 1)
-    free = [below(SIDE - DIGIT + 1) for _ in range(2)]
-    first = put(digits[one], torch.where(is_above, near, free[0]), torch.where(is_above, free[0], near))
-    second = put(digits[other], torch.where(is_above, far, free[1]), torch.where(is_above, free[1], far))
+    is_above, along = below(2).bool(), torch.stack([below(half - DIGIT + 1), half + below(half - DIGIT + 1)], 1)
+    across = torch.stack([below(SIDE - DIGIT + 1), below(SIDE - DIGIT + 1)], 1)
+    rows, cols = torch.where(is_above[:, None], along, across), torch.where(is_above[:, None], across, along)
     row, col = below(SIDE - DIGIT + 1), below(SIDE - DIGIT + 1)
-    blends = (put(digits[one], row, col) + put(digits[other], row, col)) / 2
-    return (first + second)[differ], blends[differ], torch.stack([labels[one], labels[other]], 1)[differ]
+    apart = put(digits[chosen[:, 0]], rows[:, 0], cols[:, 0]) + put(digits[chosen[:, 1]], rows[:, 1], cols[:, 1])
+    blended = (put(digits[chosen[:, 0]], row, col) + put(digits[chosen[:, 1]], row, col)) / 2
+    named = labels[chosen]
+    differ = named[:, 0] != named[:, 1]
+    return Pairs(apart[differ], blended[differ], named[differ], torch.stack([rows, cols], 2)[differ])
 
 
 def overlaps(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any) -> Tensor:
@@ -156,11 +172,11 @@ def of_photographs() -> Iterator[tuple[str, Any, Tensor, Tensor]]:
 def of_digits(seconds: float, count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
     """Yield network, contrast, and overlaps: of two digits apart, and of the same two blended."""
     digits, labels, new_digits, new_labels = scans()
-    apart, blended, both = pairs(new_digits, new_labels, count)
+    shown = pairs(new_digits, new_labels, count)
     for kind in NETWORKS:
-        graph = fixcore.capture(trained(kind, digits, labels, seconds), apart[:2])
+        graph = fixcore.capture(trained(kind, digits, labels, seconds), shown.apart[:2])
         for contrast in CONTRASTS:
-            two, one = (overlaps(graph, images, both, contrast) for images in (apart, blended))
+            two, one = (overlaps(graph, images, shown.labels, contrast) for images in (shown.apart, shown.blended))
             yield kind, contrast, two, one
 
 

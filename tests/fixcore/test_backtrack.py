@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
 import fixcore
-from fixcore.rules import MASS, PAPER
+from fixcore.rules import MASS, PAPER, rule
 from fixcore.rules.table import Options
 from fixcore.simplify import arguments_by_name
 from tests.fixcore.networks import FAMILIES, Residual, integer_images, integer_network
@@ -37,9 +37,8 @@ def plain_values(graph: fixcore.Graph, images: Tensor) -> dict[fx.Node, Any]:
     return values
 
 
-def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options: Options) -> list[dict[Any, float]]:
-    """Per image, (row, col) -> mass, by recursion from single elements through the oracles."""
-    values = plain_values(graph, images)
+def slow_answers(graph: fixcore.Graph, values: dict[fx.Node, Any], options: Options) -> Any:
+    """What an oracle says of one element: a function of node, element and whether it was followed for being low."""
 
     def answer(node: fx.Node, at: tuple[int, ...], low: bool = False) -> list[tuple[fx.Node, tuple[int, ...], float]]:
         named = arguments_by_name(node)
@@ -56,6 +55,13 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
         arrow = ORACLES[node.target](given, at, options)
         return [(sources[name], place, share) for (name, place), share in arrow.items()]
 
+    return answer
+
+
+def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options: Options) -> list[dict[Any, float]]:
+    """Per image, (row, col) -> mass, by recursion from single elements through the oracles."""
+    values = plain_values(graph, images)
+    answer = slow_answers(graph, values, options)
     if options.vector == "net":
         return [
             net_fixations(graph, values, answer, image, wanted, -1.0)
@@ -202,6 +208,107 @@ def test_several_targets_of_one_image_do_not_influence_each_other():
     together = as_dicts(fixcore.backtrack(recording, start))
     assert together[0] == as_dicts(fixcore.backtrack(recording, torch.tensor([-1, 2])))[1]
     assert together[1:] == as_dicts(fixcore.backtrack(recording, torch.tensor([0, 0])))
+
+
+LAYERS = {"Plain": "conv1", "Residual": "conv", "Inception": "b", "Dense": "conv1"}
+
+
+@pytest.mark.parametrize("rules", [PAPER, replace(PAPER, location="argmax")], ids=["same", "argmax"])
+@pytest.mark.parametrize("family", FAMILIES[:4])
+def test_a_walk_that_stops_at_a_layer_is_plain_recursion(family, rules):
+    """From a logit, and from a neuron of the logits' layer: what arrives at the layer, and nothing that goes around."""
+    arrived = 0
+    for seed in range(6):
+        images = integer_images(seed, 2)
+        graph = fixcore.capture(integer_network(family, seed), images)
+        end = graph.layer(LAYERS[family.__name__])
+        answer = slow_answers(graph, plain_values(graph, images), rules)
+
+        def reach(node: fx.Node, at: tuple[int, ...], mass: float, end: Any, answer: Any) -> dict[Any, float]:
+            if node is end:
+                return {at: mass}
+            found: dict[Any, float] = defaultdict(float)
+            for source, place, share in answer(node, at) if node.op == "call_function" else []:
+                for key, part in reach(source, place, mass * share, end, answer).items():
+                    found[key] += part
+            return found
+
+        expected = {
+            key: mass for image in (0, 1) for key, mass in reach(graph.logits, (image, 1), 1.0, end, answer).items()
+        }
+        starts = [torch.ones(2, dtype=torch.int64)]
+        starts.append(fixcore.Start(torch.arange(2), torch.ones(2, dtype=torch.int64), layer=graph.logits.name))
+        for start in starts:
+            found = fixcore.backtrack(graph.record(images), start, rules=rules, stop_at=end.name)
+            places = [(int(image), *place) for image, place in zip(found.image, found.place.tolist(), strict=True)]
+            assert close(dict(zip(places, found.mass.tolist(), strict=True)), expected)
+        arrived += len(expected)
+    assert arrived > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_threads_and_memory_format_change_nothing(family):
+    images = integer_images(7, 4)
+    graph = fixcore.capture(integer_network(family, 7), images)
+    target = torch.tensor([0, 1, 2, 1])
+    plain = as_dicts(fixcore.backtrack(graph.record(images), target))
+    before = torch.get_num_threads()
+    for threads, format in itertools.product((1, 3), (torch.contiguous_format, torch.channels_last)):
+        torch.set_num_threads(threads)
+        try:
+            found = as_dicts(fixcore.backtrack(graph.record(images.contiguous(memory_format=format)), target))
+        finally:
+            torch.set_num_threads(before)
+        assert all(close(one, other) for one, other in zip(found, plain, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_walked_and_agrees(family):
+    """bfloat16 keeps 8 bits: what small integers come to is exact, so only the last layers may round."""
+    agreed = []
+    for seed in range(4):
+        images, target = integer_images(seed, 4), torch.tensor([0, 1, 2, 1])
+        network = integer_network(family, seed)
+        full = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
+        halves = images.bfloat16()
+        recording = fixcore.capture(network.bfloat16(), halves).record(halves)
+        assert recording.logits.dtype == torch.bfloat16
+        found = fixcore.backtrack(recording, target)
+        assert found.mass.dtype == torch.float32
+        total = torch.zeros(4).index_add_(0, found.image, found.mass)
+        torch.testing.assert_close(total, torch.ones(4))
+        for one, other in zip(as_dicts(full), as_dicts(found), strict=True):
+            agreed.append(sum(min(mass, other.get(pixel, 0.0)) for pixel, mass in one.items()))
+    assert sum(agreed) / len(agreed) > 0.8, agreed
+
+
+def test_a_crash_midway_leaves_model_and_recording_as_they_were(monkeypatch):
+    images, target = integer_images(2, 3), torch.tensor([0, 1, 2])
+    network = integer_network(Residual, 2)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    expected = network(images).detach()
+    recording = fixcore.capture(network, images).record(images)
+    whole = as_dicts(fixcore.backtrack(recording, target))
+    operation = torch.ops.aten.conv2d.default
+    entry, calls = rule[operation], []
+
+    def breaks(visit: Any, points: Any) -> Any:
+        calls.append(visit.node)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return entry.follow(visit, points)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(rule._entries, operation, replace(entry, follow=breaks))
+        with pytest.raises(RuntimeError, match="out of memory"):
+            fixcore.backtrack(recording, target)
+    assert as_dicts(fixcore.backtrack(recording, target)) == whole
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+    assert not network.training
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(not module._forward_hooks for module in network.modules())
+    assert torch.equal(network(images).detach(), expected)
 
 
 def test_an_image_without_a_target_has_no_points():

@@ -27,8 +27,8 @@ def learned() -> nn.Module:
 def scenes() -> tuple[Tensor, Tensor]:
     """Two digits apart, and their labels."""
     _, _, digits, labels = scans()
-    apart, _, both = pairs(digits, labels, 48)
-    return apart, both
+    shown = pairs(digits, labels, 48)
+    return shown.apart, shown.labels
 
 
 def test_two_classes_in_one_picture_have_their_own_evidence(learned, scenes):
