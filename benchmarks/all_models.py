@@ -2,7 +2,7 @@
 
 Random weights, two images of noise at the published input size. Prints a row per model: nodes of the graph, fixations
 per image, how far their masses are from 1, the seconds of capturing, and those of recording and backtracking one image.
-`--write` puts the table into docs/reference/models.md. About 10 minutes and 8 GiB for all 80.
+`--write` puts the table into docs/reference/models.md. About 15 minutes and 8 GiB for all 80.
 """
 
 from __future__ import annotations
