@@ -48,19 +48,18 @@ def capture(
     Raises CaptureError for a model in train mode, or one that torch.export cannot read.
     """
     if isinstance(model, ExportedProgram):
-        return _of_program(model)
-    refuse_train_mode(model)
+        return _joined(*_decomposed(model))
+    _refuse_train_mode(model)
     key = "" if cache is None else _key(model, example)
     if cache is not None and key in cache:
         kept = _kept(cache[key], model, example)
         if kept is not None:
             return kept
-    program = _exported(model, example).run_decompositions(_decompositions())
-    structure = structure_of(program)
+    structure, tensors = _decomposed(_exported(model, example))
     if cache is not None and set(structure.tensors.values()) <= _own_tensors(model).keys():
         with suppress(TypeError):  # it calls or holds what text cannot say
             cache[key] = to_json(structure)
-    return _joined(structure, {**program.constants, **program.state_dict})
+    return _joined(structure, tensors)
 
 
 def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
@@ -71,12 +70,10 @@ def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     itself. A choice that a network of the user's makes in `forward` and does not print must be the same in all.
     """
     for model in models:
-        refuse_train_mode(model)
-    program = _exported(models[0], example).run_decompositions(_decompositions())
-    structure = structure_of(program)
-    first = {**program.constants, **program.state_dict}
-    graphs = []
-    for model in models:
+        _refuse_train_mode(model)
+    structure, first = _decomposed(_exported(models[0], example))
+    graphs = [_joined(structure, first)]
+    for model in models[1:]:
         own = _own_tensors(model)
         alike = repr(model) == repr(models[0]) and all(
             name in own and own[name].shape == value.shape for name, value in first.items()
@@ -85,15 +82,9 @@ def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     return graphs
 
 
-def refuse_train_mode(model: nn.Module) -> None:
-    """Raise CaptureError for a model in train mode."""
+def _refuse_train_mode(model: nn.Module) -> None:
     if model.training:
         raise CaptureError("the model is in train mode; call model.eval() first")
-
-
-def _of_program(program: ExportedProgram) -> Graph:
-    program = program.run_decompositions(_decompositions())
-    return _joined(structure_of(program), {**program.constants, **program.state_dict})
 
 
 def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
@@ -110,10 +101,14 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
         ) from error
 
 
-def _decompositions() -> dict[Any, Any]:
-    """Recurrent layers and einsum as the simpler operations they consist of; everything else stays."""
+def _decomposed(program: ExportedProgram) -> tuple[Structure, dict[str, Any]]:
+    """Return a program's structure and its tensors by name.
+
+    Recurrent layers and einsum become the simpler operations they consist of; everything else stays.
+    """
     every = torch.export.default_decompositions()
-    return {operation: every[operation] for operation in _COMPOSED}
+    program = program.run_decompositions({operation: every[operation] for operation in _COMPOSED})
+    return structure_of(program), {**program.constants, **program.state_dict}
 
 
 def _joined(structure: Structure, tensors: Mapping[str, Any]) -> Graph:

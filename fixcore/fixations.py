@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from fixcore.errors import InputError
+from fixcore.points import Points, merged, ravel, unravel
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # tensors have no single ==
@@ -73,18 +74,18 @@ def join_targets(fixations: Fixations, group: Tensor) -> Fixations:
         raise InputError(f"group is {tuple(group.shape)}; one group per target is ({len(fixations)},)")
     own = group.to(fixations.image.device)[fixations.image]
     count = int(group.max().clamp(min=-1)) + 1 if len(group) else 0
-    place = (own * fixations.height + fixations.row) * fixations.width + fixations.col
-    key, slot = torch.unique(place[own >= 0], return_inverse=True)
-    mass = fixations.mass.new_zeros(key.numel()).index_add_(0, slot, fixations.mass[own >= 0])
-    image = torch.div(key, fixations.height * fixations.width, rounding_mode="floor")
-    total = _per_image(mass, image, count)
+    shape = (fixations.height, fixations.width)
+    points = Points(ravel((fixations.row, fixations.col), shape), own, fixations.mass)
+    joined = merged([points.where(own >= 0)], fixations.height * fixations.width)
+    row, col = unravel(joined.index, shape)
+    total = _per_image(joined.mass, joined.trace, count)
     return replace(
         fixations,
-        image=image,
-        row=torch.div(key, fixations.width, rounding_mode="floor") % fixations.height,
-        col=key % fixations.width,
-        mass=mass / total[image],
-        target=torch.arange(count, device=key.device),
+        image=joined.trace,
+        row=row,
+        col=col,
+        mass=joined.mass / total[joined.trace],
+        target=torch.arange(count, device=own.device),
     )
 
 

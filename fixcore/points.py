@@ -72,13 +72,9 @@ class Points:
         """Return the points behind a change of sign `where` it took place, bool (P,): there high was low."""
         return self if self.low is None else replace(self, low=self.low ^ where)
 
-    def as_valued(self, value: Tensor) -> Points:
-        """Return the points as neurons of `value` (P,): one below 0 was followed because it is low."""
-        return self if self.low is None else replace(self, low=value < 0)
-
-    def with_low(self, low: Tensor) -> Points:
-        """Return the points with this `low`."""
-        return replace(self, low=low)
+    def as_valued(self, values: Tensor) -> Points:
+        """Return the points as neurons of an output with these `values`: one below 0 was followed for being low."""
+        return self if self.low is None else replace(self, low=values.reshape(-1)[self.index] < 0)
 
 
 def merged(parts: Sequence[Points], size: int) -> Points:

@@ -110,7 +110,7 @@ def head_points(recording: Recording, start: Start, weight: Tensor, against: boo
         begun = _begun(image * per_image, asked, against)
         product = begun.driving((by_place[image, 0] * weight)[torch.searchsorted(asked, begun.trace)])
         spread = begun.spread(begun.index[:, None] + position[0, 0], *excitation(product))
-        return head.map, spread.as_valued(value.reshape(-1)[spread.index])
+        return head.map, spread.as_valued(value)
     class_map = torch.bmm(by_place[image], weight[:, :, None])[:, :, 0].float()
     excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
     total = excess.sum(1, keepdim=True)

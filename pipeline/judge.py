@@ -61,7 +61,7 @@ class Verdict:
     recording: fixcore.Recording | None
     """None where there is no network to trace."""
     head: Tensor | None
-    """(n, K, D): the linear head that judged each image; None: the network's own."""
+    """(n, K, D): the linear head that judged each image, less the mean of its classes; None: the network's own."""
 
     def explain(self, row: Tensor, target: Tensor) -> fixcore.Fixations:
         """Return the fixations of classes `target` (T,) in this verdict's images `row` (T,); -1: none.
@@ -74,8 +74,7 @@ class Verdict:
         device = self.recording.logits.device
         row, target = row.to(device), target.to(device)
         if self.head is not None:
-            weight = self.head[row, target] - self.head.mean(1)[row]
-            return fixcore.backtrack(self.recording, fixcore.Start(row, target, weight))
+            return fixcore.backtrack(self.recording, fixcore.Start(row, target, self.head[row, target]))
         contrast: Literal["mean"] | None = None if self.recording.graph.head is None else "mean"
         return fixcore.backtrack(self.recording, fixcore.Start(row, target), contrast=contrast)
 
@@ -97,6 +96,7 @@ class Judge:
         if self.heads is not None:
             self._weight = torch.from_numpy(self.heads.weight).to(self.device)
             self._bias = torch.from_numpy(self.heads.bias).to(self.device)
+            self._against_mean = self._weight - self._weight.mean(1, keepdim=True)
 
     def images(self, pixels: NDArray[np.uint8]) -> Tensor:
         """Return uint8 (n, S, S, 3) pixels as uint8 (n, 3, S, S) on the judge's device, channels last in memory."""
@@ -136,7 +136,7 @@ class Judge:
     ) -> tuple[Tensor, Tensor | None]:
         if self.heads is None:
             return own, None
-        head = self._weight[torch.from_numpy(folds.astype(np.int64)).to(self.device)]
+        head = self._against_mean[torch.from_numpy(folds.astype(np.int64)).to(self.device)]
         return self._head_logits(recording.features.float(), folds), head
 
     def _head_logits(self, features: Tensor, folds: NDArray[np.int16]) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -37,7 +39,7 @@ def exciting_inputs(visit: Visit, points: Points) -> Flow:
         piece = points.part(part)
         product = piece.driving(by_token[token[part]] * weight[neuron[part]])
         moved = piece.moved(token[part] * inputs + product.argmax(1))
-        flow.append((visit.source("input"), moved.as_valued(by_token.reshape(-1)[moved.index])))
+        flow.append((visit.source("input"), moved.as_valued(values)))
     return flow
 
 
@@ -90,7 +92,7 @@ def shared_among_inputs(by_token: Tensor, weight: Tensor, token: Tensor, neuron:
         arrived.addcmul_(value, went)
     row, place = arrived.nonzero(as_tuple=True)
     found = Points(own_token[row] * inputs + place, trace[row], arrived[row, place], distinct=True)
-    return found if points.low is None else found.with_low(values[row, place] < 0)
+    return found if points.low is None else replace(found, low=values[row, place] < 0)
 
 
 def _by_direction(points: Points) -> list[tuple[int, Tensor | slice]]:

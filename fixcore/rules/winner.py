@@ -37,20 +37,21 @@ def winning_inputs(
     """
     if not _is_compiled(images) or kernels.dtype != torch.float32:
         return _looped_inputs(images, kernels, index, window, groups, at_centre)
-    geometry = _geometry(images, window)
+    geometry = _geometry(window)
     rest = (len(kernels), groups, at_centre or window.kernel == (1, 1))
     work = len(index) * kernels[0].numel()
     return _compiled(_find_inputs, (images.numpy(), kernels.numpy(), geometry, *rest), index, work)
 
 
 def winning_cells(images: Tensor, index: Tensor, window: Window) -> Tensor:
-    """Return where a maximum pool's points go, as `winning_inputs`: to the largest cell of the window, of equal ones
-    to the first in row-major order, as torch does.
-    """  # noqa: D205
+    """Return where a maximum pool's points go, as `winning_inputs`: to the largest cell of the window.
+
+    Of equal ones to the first in row-major order, as torch does.
+    """
     if not _is_compiled(images):
         return _looped_cells(images, index, window)
     work = len(index) * window.kernel[0] * window.kernel[1]
-    return _compiled(_find_cells, (images.numpy(), _geometry(images, window)), index, work)
+    return _compiled(_find_cells, (images.numpy(), _geometry(window)), index, work)
 
 
 def _looped_inputs(
@@ -112,7 +113,7 @@ def _is_compiled(images: Tensor) -> bool:
     return images.device.type == "cpu" and images.dtype == torch.float32
 
 
-def _geometry(images: Tensor, window: Window) -> Any:
+def _geometry(window: Window) -> Any:
     """Return the window as the compiled loops read it."""
     shape = (*window.out, *window.kernel, *window.stride, *window.padding, *window.dilation)
     return np.array((*shape, window.middle(0), window.middle(1)), dtype=np.int64)
