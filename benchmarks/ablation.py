@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 import fixcore
+from benchmarks.digits import DIGIT, SIDE, scans
 from benchmarks.photographs import Photographs, TrainedNetwork, read_networks, read_photographs
-from benchmarks.two_objects import DIGIT, NETWORKS, SIDE, Pairs, pairs, scans, trained
+from benchmarks.two_objects import NETWORKS, Pairs, pairs, trained
 from fixcore.rules import MASS, PAPER
 from jobs.machine import keep_freed_memory
 

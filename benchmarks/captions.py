@@ -12,27 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 import fixcore
+from benchmarks.digits import DIGIT, SIDE, corners_apart, fit, put_pair, scans
 from jobs.machine import keep_freed_memory
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "left of", "above", "<start>")
 STEPS = 3
-SIDE = 40
-"""Pixels of a scene's side."""
-_DIGIT = 16
 _SIGMA = 2.0
-_TEST = 397
-"""Scans, of 1,797, that no training scene shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +52,9 @@ def compose(digits: Tensor, labels: Tensor, count: int, generator: torch.Generat
     while bool(same.any()):
         second[same] = below(len(digits), int(same.sum()))
         same = labels[first] == labels[second]
-    above = below(2).bool()
-    half = SIDE // 2
-    near, far = below(half - _DIGIT + 1), half + below(half - _DIGIT + 1)  # along the axis that the caption names
-    free = torch.stack([below(SIDE - _DIGIT + 1), below(SIDE - _DIGIT + 1)], 1)
-    along = torch.stack([near, far], 1)
-    rows, cols = torch.where(above[:, None], along, free), torch.where(above[:, None], free, along)
-    images = torch.zeros(count, 1, SIDE, SIDE)
-    inside = torch.arange(_DIGIT)
-    for which, scan in enumerate((first, second)):
-        row, col = rows[:, which, None, None] + inside[:, None], cols[:, which, None, None] + inside
-        images[torch.arange(count)[:, None, None], 0, row, col] = digits[scan]
+    above, corners = corners_apart(count, generator)
     words = torch.stack([labels[first], 10 + above.long(), labels[second]], 1)
-    return Scenes(images, words, torch.stack([rows, cols], 2))
+    return Scenes(put_pair(digits[torch.stack([first, second], 1)], corners), words, corners)
 
 
 class Captioner(nn.Module):
@@ -101,29 +85,24 @@ class Captioner(nn.Module):
 
 
 def trained(digits: Tensor, labels: Tensor, seconds: float) -> Captioner:
-    """Return a captioner trained for about so many seconds, with a learning rate that falls to zero."""
+    """Return a captioner trained for about so many seconds."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     captioner = Captioner()
-    optimizer = torch.optim.AdamW(captioner.parameters(), lr=2e-3, weight_decay=1e-2)
-    began = time.perf_counter()
-    while (passed := (time.perf_counter() - began) / seconds) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - passed)
+
+    def loss() -> Tensor:
         scenes = compose(digits, labels, 128, generator)
-        logits = captioner(scenes.images, scenes.words)
-        loss = F.cross_entropy(logits.flatten(0, 1), scenes.words.flatten())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return captioner.eval()
+        return F.cross_entropy(captioner(scenes.images, scenes.words).flatten(0, 1), scenes.words.flatten())
+
+    fit(captioner, loss, seconds)
+    return captioner
 
 
 def on_digits(scenes: Scenes, which: int) -> Tensor:
     """Return the pixels, bool (N, SIDE, SIDE), of the digit named first (0) or last (1)."""
     at = torch.arange(SIDE)
     corner = scenes.corners[:, which, :, None]
-    rows, cols = ((at >= corner[:, axis]) & (at < corner[:, axis] + _DIGIT) for axis in (0, 1))
+    rows, cols = ((at >= corner[:, axis]) & (at < corner[:, axis] + DIGIT) for axis in (0, 1))
     return rows[:, :, None] & cols[:, None, :]
 
 
@@ -195,13 +174,9 @@ def draw(path: Path, scenes: Scenes, said: Tensor, maps: Tensor, rows: list[int]
 
 def learned(seconds: float, count: int) -> tuple[Captioner, Scenes]:
     """Return a captioner, and scenes of scans that it has not seen."""
-    data = load_digits()
-    digits = torch.from_numpy(data.images).float().div(16).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    labels = torch.from_numpy(data.target).long()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    held_out, seen = order[:_TEST], order[_TEST:]
-    captioner = trained(digits[seen], labels[seen], seconds)
-    return captioner, compose(digits[held_out], labels[held_out], count, torch.Generator().manual_seed(1))
+    digits, labels, new_digits, new_labels = scans()
+    captioner = trained(digits, labels, seconds)
+    return captioner, compose(new_digits, new_labels, count, torch.Generator().manual_seed(1))
 
 
 def write_sheet(path: Path, seconds: float, rows: int) -> None:

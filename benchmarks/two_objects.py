@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,40 +22,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from sklearn.datasets import load_digits
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import fixcore
+from benchmarks.digits import DIGIT, SIDE, corners_apart, fit, put, put_pair, scans
 from benchmarks.photographs import read_networks, read_photographs
 from jobs.machine import keep_freed_memory
 from pipeline.audit import SAME_PLACE
 
-SIDE = 40
-"""Pixels of a picture's side."""
-DIGIT = 16
-_TEST = 397
-"""Scans, of 1,797, that no network learns."""
 CONTRASTS: tuple[Any, ...] = (None, "mean", "softmax", "runner_up")
-
-
-def scans() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return digits (n, DIGIT, DIGIT) in [0, 1] and their labels: those to learn, and those held out."""
-    data = load_digits()
-    digits = torch.from_numpy(data.images).float().div(16).repeat_interleave(2, 1).repeat_interleave(2, 2)
-    labels = torch.from_numpy(data.target).long()
-    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(0))
-    seen, held_out = order[_TEST:], order[:_TEST]
-    return digits[seen], labels[seen], digits[held_out], labels[held_out]
-
-
-def put(digits: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    """Return pictures (n, 1, SIDE, SIDE) of digits at these upper left corners."""
-    count, inside = len(digits), torch.arange(DIGIT)
-    pictures = torch.zeros(count, 1, SIDE, SIDE)
-    row, col = rows[:, None, None] + inside[:, None], cols[:, None, None] + inside
-    pictures[torch.arange(count)[:, None, None], 0, row, col] = digits
-    return pictures
 
 
 def network(kind: str) -> nn.Sequential:
@@ -89,20 +64,15 @@ def trained(
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     classifier = network(kind)
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, weight_decay=1e-2)
-    began, step = time.perf_counter(), 0
-    while (passed := max((time.perf_counter() - began) / seconds, step / steps)) < 1:
-        step += 1
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * (1 - passed)
+
+    def loss() -> Tensor:
         chosen, rows, cols = (
             torch.randint(limit, (128,), generator=generator) for limit in (len(digits), *[SIDE - DIGIT + 1] * 2)
         )
-        loss = F.cross_entropy(classifier(put(digits[chosen], rows, cols)), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return classifier.eval()
+        return F.cross_entropy(classifier(put(digits[chosen], rows, cols)), labels[chosen])
+
+    fit(classifier, loss, seconds, steps)
+    return classifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,16 +97,12 @@ def pairs(digits: Tensor, labels: Tensor, count: int) -> Pairs:
         return torch.randint(limit, (count,), generator=generator)
 
     chosen = torch.stack([below(len(digits)), below(len(digits))], 1)
-    half = SIDE // 2
-    is_above, along = below(2).bool(), torch.stack([below(half - DIGIT + 1), half + below(half - DIGIT + 1)], 1)
-    across = torch.stack([below(SIDE - DIGIT + 1), below(SIDE - DIGIT + 1)], 1)
-    rows, cols = torch.where(is_above[:, None], along, across), torch.where(is_above[:, None], across, along)
+    _, corners = corners_apart(count, generator)
     row, col = below(SIDE - DIGIT + 1), below(SIDE - DIGIT + 1)
-    apart = put(digits[chosen[:, 0]], rows[:, 0], cols[:, 0]) + put(digits[chosen[:, 1]], rows[:, 1], cols[:, 1])
     blended = (put(digits[chosen[:, 0]], row, col) + put(digits[chosen[:, 1]], row, col)) / 2
     named = labels[chosen]
     differ = named[:, 0] != named[:, 1]
-    return Pairs(apart[differ], blended[differ], named[differ], torch.stack([rows, cols], 2)[differ])
+    return Pairs(put_pair(digits[chosen], corners)[differ], blended[differ], named[differ], corners[differ])
 
 
 def overlaps(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any) -> Tensor:

@@ -19,7 +19,8 @@ sys.path.insert(0, str(_ROOT))
 
 import fixcore  # noqa: E402
 from benchmarks import captions  # noqa: E402
-from benchmarks.two_objects import SIDE, Pairs, pairs, scans, trained  # noqa: E402
+from benchmarks.digits import SIDE, scans  # noqa: E402
+from benchmarks.two_objects import Pairs, pairs, trained  # noqa: E402
 from fixcore.rules import MASS  # noqa: E402
 from jobs.machine import keep_freed_memory  # noqa: E402
 
@@ -63,10 +64,11 @@ def for_and_against(path: Path, graph: fixcore.Graph, shown: Pairs, rows: list[i
     """Draw, for a network with hidden layers, both classes' evidence by the published rule and by net evidence."""
     figure, axes = plt.subplots(len(rows), 5, figsize=(8.75, 1.85 * len(rows)))
     recording = graph.record(shown.apart[rows])
-    for number, (title, rules) in enumerate((("every positive input", "positive"), ("for less against", "net"))):
+    for number, (title, rules) in enumerate(
+        (("every positive input", replace(MASS, vector="positive")), ("for less against", MASS))
+    ):
         for side in (0, 1):
-            options: Any = _options(rules)
-            heat = fixcore.saliency_maps(fixcore.backtrack(recording, shown.labels[rows, side], rules=options))
+            heat = fixcore.saliency_maps(fixcore.backtrack(recording, shown.labels[rows, side], rules=rules))
             for line, row, at in zip(axes, rows, range(len(rows)), strict=True):
                 axis = line[1 + 2 * number + side]
                 axis.imshow(shown.apart[row, 0], cmap="gray", alpha=0.5)
@@ -77,10 +79,6 @@ def for_and_against(path: Path, graph: fixcore.Graph, shown: Pairs, rows: list[i
         for axis in line:
             axis.set(xticks=[], yticks=[])
     _save(figure, path)
-
-
-def _options(vector: Any) -> Any:
-    return replace(MASS, vector=vector)
 
 
 def _dots(axis: Any, row: Tensor, col: Tensor, mass: Tensor) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.digits import DIGIT, SIDE, put, scans
 from benchmarks.sanity import evidence, layers_of, overlap, shuffle
-from benchmarks.two_objects import DIGIT, SIDE, pairs, put, scans, trained
+from benchmarks.two_objects import pairs, trained
 
 
 @pytest.fixture(scope="module")
