@@ -73,7 +73,7 @@ class Graph:
         `images` is float (N, C, H, W) on the graph's device and of its dtype, in any memory format. Raises InputError
         for another shape or type, and for activations that overflow (logits that are not finite).
         """
-        self._check(images)
+        self.check(images)
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
         shapes = {node: value.shape for node, value in values.items()}
         _run(self._steps, values, shapes)
@@ -89,7 +89,7 @@ class Graph:
 
     def classify(self, images: Tensor) -> Tensor:
         """Return the logits (N, K) alone, keeping nothing; InputError as `record`."""
-        self._check(images)
+        self.check(images)
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
         _run(self._logit_steps, values, {})
         logits = values[self.logits]
@@ -102,14 +102,15 @@ class Graph:
         A map before global average pooling is averaged. Runs no further than needed and keeps nothing. Raises
         InputError as `record` does, and CaptureError for a network that does not end in a linear layer.
         """
-        self._check(images)
+        self.check(images)
         if self.head is None:
             raise CaptureError("the model does not end in a linear layer, so there are no features to train a probe on")
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
         _run(self._feature_steps, values, {})
         return self.head.pooled(values[self.head.map])
 
-    def _check(self, images: Tensor) -> None:
+    def check(self, images: Tensor) -> None:
+        """Raise InputError for images that the network was not captured for."""
         if not images.is_floating_point():
             raise InputError(f"images are {images.dtype}; convert them to float and normalise them as in training")
         if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:

@@ -71,19 +71,31 @@ def evidence_overlap(a: Fixations, b: Fixations, *, sigma: float | None = None) 
     return torch.minimum(first, second).sum((1, 2)).clamp(max=1)
 
 
-def _density(fixations: Fixations, sigma: float | None) -> Tensor:
-    """Return the blurred mass, float32 (N, H, W), on no particular scale."""
+def density(fixations: Fixations, sigma: float) -> Tensor:
+    """Return the mass around each pixel, float32 (N, H, W), on no particular scale.
+
+    Blurred by a Gaussian of `sigma` input pixels, which is not cut off; 0 leaves each point's mass on its pixel.
+    Raises InputError for a negative `sigma`.
+    """
     height, width = fixations.height, fixations.width
-    if sigma is None:
-        sigma = SIGMA * math.hypot(height, width)
-    if not sigma > 0:
-        raise InputError(f"sigma must be above 0 pixels, not {sigma}")
+    if not sigma >= 0:
+        raise InputError(f"sigma must be 0 pixels or more, not {sigma}")
     mass = fixations.mass.new_zeros(len(fixations) * height * width)
     place = (fixations.image * height + fixations.row) * width + fixations.col
     mass.index_add_(0, place, fixations.mass)
     mass = mass.view(len(fixations), height, width)
+    if sigma == 0:
+        return mass
     # As products with two small matrices the blur has no edge cases and runs at the speed of a matrix product.
     return _gaussian(height, sigma, mass) @ mass @ _gaussian(width, sigma, mass)
+
+
+def _density(fixations: Fixations, sigma: float | None) -> Tensor:
+    if sigma is None:
+        sigma = SIGMA * math.hypot(fixations.height, fixations.width)
+    if not sigma > 0:
+        raise InputError(f"sigma must be above 0 pixels, not {sigma}")
+    return density(fixations, sigma)
 
 
 def _gaussian(length: int, sigma: float, like: Tensor) -> Tensor:

@@ -54,14 +54,41 @@ def kept_points(
     return kept if sum(mass for _, _, mass in kept) > 0 else points
 
 
-def box_around(points: list[Point], height: int, width: int, margin: float) -> list[float]:
-    rows, cols = [point[0] for point in points], [point[1] for point in points]
-    return [
-        max(0.0, min(cols) - margin),
-        max(0.0, min(rows) - margin),
-        min(float(width), max(cols) + 1 + margin),
-        min(float(height), max(rows) + 1 + margin),
-    ]
+def moment_box(cells: list[int], height: int, width: int) -> list[float]:
+    """The box whose even filling has the same mean and variance along each axis, cut at the edges."""
+    reach = []
+    for extent, place in ((width, lambda at: at % width), (height, lambda at: at // width)):
+        mean = sum(value * (place(at) + 0.5) for at, value in enumerate(cells)) / sum(cells)
+        # A pixel's evidence is spread over the pixel: the mean of the square within it, not at its middle.
+        square = sum(value * ((place(at) + 1) ** 3 - place(at) ** 3) / 3 for at, value in enumerate(cells)) / sum(cells)
+        half = (3 * max(0.0, square - mean**2)) ** 0.5
+        reach.append((max(0.0, mean - half), min(float(extent), mean + half)))
+    (left, right), (top, bottom) = reach
+    return [left, top, right, bottom]
+
+
+def largest_region_box(above: list[bool], height: int, width: int) -> list[float]:
+    """The box around the largest region of cells that touch; of equal ones around the first."""
+    left = {at for at, inside in enumerate(above) if inside}
+    best: list[int] = []
+    while left:
+        region, edge = [], [min(left)]
+        left -= set(edge)
+        while edge:
+            at = edge.pop()
+            region.append(at)
+            near = {
+                (at // width + down) * width + at % width + right
+                for down in (-1, 0, 1)
+                for right in (-1, 0, 1)
+                if 0 <= at // width + down < height and 0 <= at % width + right < width
+            } & left
+            left -= near
+            edge += near
+        if len(region) > len(best):
+            best = region
+    rows, cols = [at // width for at in best], [at % width for at in best]
+    return [min(cols), min(rows), max(cols) + 1, max(rows) + 1]
 
 
 def iou(a: Sequence[int], b: Sequence[int]) -> float:

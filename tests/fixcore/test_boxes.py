@@ -6,36 +6,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixcore import boxes
-from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes
+from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes
 from fixcore.errors import InputError
-from tests.fixcore.oracles_results import Point, best_box_score, box_around, box_score, iou, kept_points, make
+from tests.fixcore.oracles_results import best_box_score, box_score, iou, largest_region_box, make, moment_box
 
 
 @settings(deadline=None)
-@given(st.data(), st.integers(1, 25), st.integers(1, 25), st.sampled_from([0.0, 0.5, 3.5, 16.0]))
-def test_boxes_match_the_oracle(data: st.DataObject, height: int, width: int, margin: float) -> None:
-    place = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))
-    images: list[list[Point]] = []
-    for places in data.draw(st.lists(st.sets(place, max_size=30), min_size=1, max_size=3)):
-        images.append([(row, col, 1 / len(places)) for row, col in places])
-    found = evidence_boxes(make(images, height, width, margin))
-    assert found.dtype == torch.float32
-    assert found.shape == (len(images), 4)
-    for points, box in zip(images, found, strict=True):
-        if points:
-            kept = kept_points(points, height, width, Fraction(1, 10), Fraction(1, 20))
-            assert box.tolist() == box_around(kept, height, width, margin)
+@given(st.data(), st.integers(1, 12), st.integers(1, 12))
+def test_moment_boxes_match_the_oracle(data: st.DataObject, height: int, width: int) -> None:
+    cells = st.lists(st.integers(0, 4), min_size=height * width, max_size=height * width)
+    maps = [data.draw(cells) for _ in range(3)]
+    found = moment_boxes(torch.tensor(maps, dtype=torch.float32).view(3, height, width))
+    for cell, box in zip(maps, found, strict=True):
+        if sum(cell):
+            assert box.tolist() == pytest.approx(moment_box(cell, height, width), abs=1e-4)
         else:
             assert box.isnan().all()
 
 
-def test_the_stray_point_is_outside_the_box() -> None:
-    crowd = [(row, col, 1 / 31) for row in range(10, 15) for col in range(20, 26)]
-    assert evidence_boxes(make([[*crowd, (90, 90, 1 / 31)]], 100, 100)).tolist() == [[20, 10, 26, 15]]
+def test_an_evenly_filled_rectangle_is_its_own_moment_box() -> None:
+    maps = torch.zeros(1, 40, 60)
+    maps[0, 10:25, 20:50] = 7
+    assert moment_boxes(maps)[0].tolist() == pytest.approx([20, 10, 50, 25], abs=1e-4)
 
 
-def test_the_margin_stops_at_the_edges() -> None:
-    assert evidence_boxes(make([[(0, 30, 1.0)]], 32, 32, margin=4.0)).tolist() == [[26, 0, 32, 5]]
+def test_the_box_of_the_evidence_counts_points_and_not_their_mass() -> None:
+    places = [(row, col) for row in range(10, 20) for col in range(5, 25)]
+    masses = [float(1 + number % 7) for number in range(len(places))]
+    points = [(row, col, mass / sum(masses)) for (row, col), mass in zip(places, masses, strict=True)]
+    assert evidence_boxes(make([points, []], 40, 40))[0].tolist() == pytest.approx([5, 10, 25, 20], abs=1e-4)
+    assert evidence_boxes(make([points, []], 40, 40))[1].isnan().all()
+
+
+def test_the_box_around_one_point_is_its_pixel_and_of_a_cell_wider() -> None:
+    assert evidence_boxes(make([[(3, 7, 1.0)]], 64, 64))[0].tolist() == pytest.approx([7, 3, 8, 4], abs=1e-4)
+    wide = evidence_boxes(make([[(32, 32, 1.0)]], 64, 64, margin=2.0))[0]
+    assert wide.tolist() == pytest.approx(
+        [32.5 - 3**0.5 * 4, 32.5 - 3**0.5 * 4, 32.5 + 3**0.5 * 4, 32.5 + 3**0.5 * 4], abs=0.05
+    )
+
+
+@settings(deadline=None)
+@given(st.data(), st.integers(1, 9), st.integers(1, 9), st.sampled_from([0.25, 0.5, 1.0]))
+def test_threshold_boxes_match_the_oracle(data: st.DataObject, height: int, width: int, share: float) -> None:
+    cells = st.lists(st.integers(0, 4), min_size=height * width, max_size=height * width)
+    maps = [data.draw(cells) for _ in range(2)]
+    found = threshold_boxes(torch.tensor(maps, dtype=torch.float32).view(2, height, width), share)
+    for cell, box in zip(maps, found, strict=True):
+        if max(cell):
+            above = [value >= share * max(cell) for value in cell]
+            assert box.tolist() == largest_region_box(above, height, width)
+        else:
+            assert box.isnan().all()
 
 
 whole_boxes = st.tuples(*[st.integers(0, 6)] * 4).map(lambda b: (b[0], b[1], max(b[0], b[2]), max(b[1], b[3])))

@@ -35,11 +35,11 @@ import torch
 from jobs.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
-for _ in range(32):  # until there is a hole of the right size
-    torch.ones(1 << 22)
+for _ in range(16):  # until there is a hole of the right size
+    torch.ones(1 << 24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(32):
-    torch.ones(1 << 22)
+for _ in range(16):
+    torch.ones(1 << 24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -51,4 +51,4 @@ def test_memory_that_was_freed_is_used_again() -> None:
         int(subprocess.run([sys.executable, "-c", _TAKES_MEMORY, how], check=True, capture_output=True).stdout)
         for how in ("default", "keep")
     )
-    assert kept * 2 < given_back  # a small piece that settles in the hole now and then makes it too small once
+    assert kept * 2 < given_back  # a small piece that settles in the hole now and then makes it too small

@@ -1,0 +1,240 @@
+"""Baselines against captum where it is right, and against the papers' formulas where it is not."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from captum.attr import GuidedBackprop, LayerGradCam, Saliency
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fixcore
+from fixcore import baselines
+from fixcore.baselines.gradients import guided_gradient
+from fixcore.errors import CaptureError, InputError, TargetError
+from fixcore.methods import METHODS, explain, find_methods
+
+
+class Small(nn.Module):
+    """Convolutions, a skip connection, pools; its ReLUs are modules, functions, or work in place."""
+
+    def __init__(self, how: str = "module", activation: type[nn.Module] = nn.ReLU) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.how = how
+        self.first = nn.Conv2d(3, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+        self.act1, self.act2 = activation(), activation()
+        self.eval()
+
+    def rectified(self, x: Tensor, module: nn.Module) -> Tensor:
+        if self.how == "function":
+            return functional.relu(x)
+        return functional.relu_(x) if self.how == "in place" else module(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.max_pool2d(self.rectified(self.first(x), self.act1), 2)
+        x = x + self.rectified(self.second(x), self.act2)
+        return self.head(x.mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+TARGET = torch.tensor([1, 3, 0])
+
+
+@pytest.mark.parametrize("how", ["module", "function", "in place"])
+def test_gradient_and_guided_backprop_are_captums(images: Tensor, how: str) -> None:
+    graph, plain = fixcore.capture(Small(how), images), Small()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        saliency = Saliency(plain).attribute(images.clone().requires_grad_(), target=TARGET)
+        guided = GuidedBackprop(plain).attribute(images.clone().requires_grad_(), target=TARGET)
+    torch.testing.assert_close(baselines.gradient(graph, images, TARGET), saliency.amax(1).detach())
+    torch.testing.assert_close(guided_gradient(graph, images, TARGET), guided.detach())
+    assert not torch.allclose(guided.abs(), saliency)
+
+
+def test_captums_guided_backprop_is_the_gradient_where_relu_is_a_function(images: Tensor) -> None:
+    """Why ours runs the captured operations."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrong = GuidedBackprop(Small("function")).attribute(images.clone().requires_grad_(), target=TARGET)
+    graph = fixcore.capture(Small("function"), images)
+    torch.testing.assert_close(wrong.abs().amax(1).detach(), baselines.gradient(graph, images, TARGET))
+    assert not torch.allclose(guided_gradient(graph, images, TARGET), wrong)
+
+
+def test_deconvnet_lets_through_what_is_positive_whatever_the_image_did() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3, 2, bias=False), nn.ReLU(), nn.Linear(2, 1, bias=False)).eval()
+    module[1].weight.data = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    module[3].weight.data = torch.tensor([[2.0, -1.0]])
+    image = torch.tensor([-1.0, -1.0, -1.0]).view(1, 1, 1, 3)
+    graph = fixcore.capture(module, image)
+    asked = torch.tensor([0])
+    assert baselines.deconvnet(graph, image, asked).flatten().tolist() == [2, 4, 6]
+    assert baselines.guided_backprop(graph, image, asked).flatten().tolist() == [0, 0, 0]
+    assert baselines.guided_backprop(graph, -image, asked).flatten().tolist() == [2, 4, 6]
+    assert baselines.gradient(graph, -image, asked).flatten().tolist() == [2, 1, 0]
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish])
+def test_other_rectifiers_are_guided_by_their_own_derivative(images: Tensor, activation: type[nn.Module]) -> None:
+    model = Small(activation=activation)
+    graph = fixcore.capture(model, images)
+
+    def guide(module: nn.Module, below: tuple[Tensor, ...], above: tuple[Tensor, ...]) -> tuple[Tensor]:
+        value = seen[module].detach().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(module.forward(value), value, above[0].clamp(min=0))
+        return (slope.clamp(min=0),)
+
+    seen: dict[nn.Module, Tensor] = {}
+    for module in (model.act1, model.act2):
+        module.register_forward_pre_hook(lambda module, given: seen.update({module: given[0]}))
+        module.register_full_backward_hook(guide)
+    image = images.clone().requires_grad_()
+    model(image).gather(1, TARGET[:, None]).sum().backward()
+    torch.testing.assert_close(guided_gradient(graph, images, TARGET), image.grad)
+
+
+def test_grad_cam_is_captums_and_cam_its_formula(images: Tensor) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
+    ).eval()  # fmt: skip
+    graph = fixcore.capture(model, images)
+    theirs = LayerGradCam(model, model[4]).attribute(images, target=TARGET, relu_attributions=True)
+    wide = functional.interpolate(theirs.detach(), (12, 12), mode="bilinear")[:, 0]
+    torch.testing.assert_close(baselines.grad_cam(graph, images, TARGET), wide)
+    features = model[:5](images)
+    own = torch.einsum("nchw,nc->nhw", features, model[7].weight[TARGET]).detach()
+    own = own - own.amin((1, 2), keepdim=True)
+    wide = functional.interpolate(own[:, None], (12, 12), mode="bilinear")[:, 0]
+    torch.testing.assert_close(baselines.cam(graph, images, TARGET), wide)
+
+
+def test_excitation_backprop_is_the_papers_formula() -> None:
+    """P(a_i) = sum over j of P(a_j) a_i w+_ji / sum over k of a_k w+_jk, by plain loops, with ties and zeros."""
+    torch.manual_seed(0)
+    first, second = torch.randint(-2, 3, (4, 3)).float(), torch.randint(-2, 3, (2, 4)).float()
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2, bias=False)).eval()
+    module[1].weight.data, module[3].weight.data = first, second
+    image = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 1, 3)
+    hidden = (first @ image.flatten()).clamp(min=0)
+
+    def share(received: list[float], active: Tensor, weight: Tensor) -> list[float]:
+        found = [0.0] * len(active)
+        for j, mass in enumerate(received):
+            products = [max(0.0, float(active[i] * weight[j, i])) for i in range(len(active))]
+            for i, product in enumerate(products):
+                found[i] += mass * product / sum(products) if sum(products) else 0.0
+        return found
+
+    graph = fixcore.capture(module, image)
+    for target in (0, 1):
+        asked = [float(target == j) for j in range(2)]
+        expected = share(share(asked, hidden, second), image.flatten(), first)
+        found = baselines.excitation_backprop(graph, image, torch.tensor([target]))
+        assert found.flatten().tolist() == pytest.approx(expected)
+        plus, minus = share(asked, hidden, second), share(asked, hidden, -second)
+        difference = [a / (sum(plus) or 1) - b / (sum(minus) or 1) for a, b in zip(plus, minus, strict=True)]
+        expected = [max(0.0, value) for value in share(difference, image.flatten(), first)]
+        found = baselines.contrastive_excitation_backprop(graph, image, torch.tensor([target]))
+        assert found.flatten().tolist() == pytest.approx(expected)
+
+
+def test_excitation_keeps_its_probability_through_every_kind_of_layer(images: Tensor) -> None:
+    """Skip connections, pools, concatenation, gates and attention: what arrives is what set out."""
+
+    class Kinds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+            self.fine = nn.Conv2d(8, 8, 1, bias=False)
+            self.head = nn.Linear(16, 4, bias=False)
+            for parameter in self.parameters():
+                parameter.data.abs_()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = functional.max_pool2d(functional.relu(self.wide(x)), 2)
+            x = x + self.fine(functional.avg_pool2d(x, 3, 1, 1)) * x.mean((2, 3), keepdim=True).sigmoid()
+            tokens = x.flatten(2).transpose(1, 2)
+            looked = functional.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).reshape(x.shape)
+            return self.head(torch.cat([x, looked], 1).mean((2, 3)))
+
+    image = images.abs()
+    graph = fixcore.capture(Kinds().eval(), image)
+    found = baselines.excitation_backprop(graph, image, TARGET, layer=graph.images.name)
+    torch.testing.assert_close(found.sum((1, 2)), torch.ones(3))
+
+
+def test_occlusion_is_the_mean_fall_of_the_squares_over_a_pixel(images: Tensor) -> None:
+    model = Small()
+    graph = fixcore.capture(model, images)
+    found = baselines.occlusion(graph, images, TARGET, patch=0.5, stride=0.25, fill=0.5)
+    whole = model(images).softmax(1).gather(1, TARGET[:, None])[:, 0]
+    for row, col in ((0, 0), (4, 7), (11, 11)):
+        falls = []
+        for top in (0, 3, 6):
+            for left in (0, 3, 6):
+                if top <= row < top + 6 and left <= col < left + 6:
+                    covered = images.clone()
+                    covered[:, :, top : top + 6, left : left + 6] = 0.5
+                    falls.append(whole - model(covered).softmax(1).gather(1, TARGET[:, None])[:, 0])
+        torch.testing.assert_close(found[:, row, col], torch.stack(falls).mean(0).clamp(min=0).detach())
+
+
+def test_a_class_model_raises_its_logit(images: Tensor) -> None:
+    model = Small()
+    graph = fixcore.capture(model, images)
+    found = baselines.class_model(graph, torch.tensor([2, 0]), steps=20)
+    assert found.shape == (2, 3, 12, 12)
+    assert (model(found).argmax(1) == torch.tensor([2, 0])).all()
+    assert torch.equal(found, baselines.class_model(graph, torch.tensor([2, 0]), steps=20))
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_every_method_answers_alike_and_leaves_the_model_alone(images: Tensor, name: str) -> None:
+    model = Small()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    graph = fixcore.capture(model, images)
+    (method,) = find_methods([name])
+    with torch.inference_mode():  # as an audit runs
+        found = explain(method, graph, images, TARGET)
+    assert found.maps.shape == (3, 12, 12)
+    assert found.maps.dtype == torch.float32
+    assert bool((found.maps >= 0).all())
+    assert found.boxes.shape == (3, 4)
+    alone = explain(method, graph, images[1:2], TARGET[1:2])
+    torch.testing.assert_close(found.maps[1], alone.maps[0], rtol=1e-4, atol=1e-6)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in ("fixations", "paper")])
+def test_wrong_targets_are_named(images: Tensor, name: str) -> None:
+    graph = fixcore.capture(Small(), images)
+    for wrong in (torch.tensor([0, 1, 4]), torch.tensor([0, -1, 1]), torch.tensor([0]), torch.tensor([0.0, 1.0, 2.0])):
+        with pytest.raises(TargetError, match="target"):
+            METHODS[name].explain(graph, images, wrong)
+
+
+def test_what_cannot_be_done_says_so(images: Tensor) -> None:
+    flat = fixcore.capture(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)).eval(), images)
+    with pytest.raises(CaptureError, match="class map"):
+        baselines.cam(flat, images, TARGET)
+    with pytest.raises(CaptureError, match="map of features"):
+        baselines.grad_cam(flat, images, TARGET)
+    with pytest.raises(InputError, match="patch"):
+        baselines.occlusion(flat, images, TARGET, patch=0)
+    with pytest.raises(InputError, match="steps"):
+        baselines.class_model(flat, TARGET, steps=0)
+    with pytest.raises(TargetError, match="did you mean grad-cam"):
+        find_methods(["gradcam"])
