@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy machine", deadline=None)  # how long an example takes says nothing here
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,115 @@
+"""Whether the box hits the object.
+
+N images, B true boxes of an image at most, T thresholds. True boxes are float (N, B, 4) xyxy with exclusive x1 and y1,
+rows of NaN where an image has fewer. Integer boxes whose last pixel is included have x1 + 1 and y1 + 1; their
+intersection over union is then the one that counts pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fixcore.boxes import box_iou, threshold_boxes
+from fixcore.errors import InputError
+
+HIT = 0.5
+"""Intersection over union from which a box hits."""
+_V2 = (0.3, 0.5, 0.7)
+
+
+@dataclass(frozen=True, slots=True)
+class Localization:
+    """Shares of the images, in [0, 1]; NaN where there is none to count."""
+
+    top1_error: float
+    """The most probable class is not the true one, or its box hits none (ILSVRC)."""
+    top5_error: float
+    """None of the five most probable classes is the true one with a box that hits (ILSVRC)."""
+    classification_error: float
+    """The most probable class is not the true one."""
+    accuracy_if_correct: float
+    """Of the images whose most probable class is the true one: the box hits."""
+    gt_known: float
+    """The box for the true class hits, whatever was predicted."""
+
+
+def best_iou(boxes: Tensor, truths: Tensor) -> Tensor:
+    """Return the largest intersection over union of each box with a true one, float32 (N,); 0 for no box.
+
+    `boxes` is (N, 4), `truths` (N, B, 4). Raises InputError where they disagree.
+    """
+    if boxes.dim() != 2 or truths.dim() != 3 or len(boxes) != len(truths):
+        raise InputError(f"boxes are (N, 4) and true boxes (N, B, 4), not {tuple(boxes.shape)}, {tuple(truths.shape)}")
+    if truths.shape[1] == 0:
+        return torch.zeros(len(boxes))
+    return torch.nan_to_num(box_iou(boxes[:, None].float(), truths.float()), nan=0.0).amax(1)
+
+
+def localization(
+    top_boxes: Tensor, top_classes: Tensor, true_boxes: Tensor, label: Tensor, truths: Tensor
+) -> Localization:
+    """Return ILSVRC's localisation errors, and how often the true class's box hits.
+
+    `top_boxes` (N, 5, 4) and `top_classes` (N, 5): the five most probable classes, best first, each with its box;
+    `true_boxes` (N, 4): the box for the true class `label` (N,). A box hits from an intersection over union of 0.5 with
+    any true box. Source: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 4.2; Zhou et al., CAM.
+    """
+    hit = torch.stack([best_iou(top_boxes[:, rank], truths) >= HIT for rank in range(top_boxes.shape[1])], 1)
+    right = top_classes == label[:, None]
+    correct = right[:, 0]
+    return Localization(
+        top1_error=1 - _share(hit[:, 0] & correct),
+        top5_error=1 - _share((hit & right).any(1)),
+        classification_error=1 - _share(correct),
+        accuracy_if_correct=_share(hit[correct, 0]),
+        gt_known=_share(best_iou(true_boxes, truths) >= HIT),
+    )
+
+
+def max_box_accuracy(maps: Tensor, truths: Tensor, thresholds: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Return the share of images hit at each threshold: MaxBoxAcc's and MaxBoxAccV2's curves, float32 (T,) each.
+
+    At a threshold, a share of each map's maximum, the box of the largest region is drawn. The measures are the curves'
+    maxima: the threshold is the dataset's best. The first hits at an intersection over union of 0.5; the second is the
+    mean over 0.3, 0.5 and 0.7. `maps` is (N, H, W), `truths` (N, B, 4) in the maps' pixels. Source: Choe et al.,
+    Evaluating Weakly Supervised Object Localization Methods Right, 3.3, and its journal version, 3.4; there the second
+    takes the best of all regions' boxes, here the largest's, as fixations have no regions.
+    """
+    first, second = [], []
+    for threshold in thresholds:
+        iou = best_iou(threshold_boxes(maps, threshold), truths)
+        first.append((iou >= HIT).float().mean())
+        second.append(torch.stack([(iou >= least).float().mean() for least in _V2]).mean())
+    return torch.stack(first), torch.stack(second)
+
+
+def whole_and_centred(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return what knows nothing: the box of the whole image, and the centred one of 75 % of each side, (N, 4) each."""
+    whole = torch.tensor([0.0, 0.0, width, height])
+    centred = torch.tensor([width / 8, height / 8, width * 7 / 8, height * 7 / 8])
+    return whole.expand(count, 4), centred.expand(count, 4)
+
+
+def class_proposals(boxes: Tensor, truths: Tensor, owner: Tensor) -> dict[int, tuple[float, float]]:
+    """Return each class's recall and precision of one proposed box per image, class -> (recall, precision).
+
+    `boxes` is (N, 4); `truths` (N, B, 4) all objects and `owner` int64 (N, B) their classes, -1 for none. Recall: of
+    the class's objects, the share that their image's box hits. Precision: of the images that hold an object of the
+    class, the share whose box hits one of the class. A hit is an intersection over union of at least 0.5. Source: CNN
+    Fixations, IV-B (Table III), which leaves the precision's base open.
+    """
+    hit = torch.nan_to_num(box_iou(boxes[:, None].float(), truths.float()), nan=0.0) >= HIT
+    found = {}
+    for label in sorted(set(owner.flatten().tolist()) - {-1}):
+        own = owner == label
+        images = own.any(1)
+        found[label] = (_share(hit[own]), _share((hit & own).any(1)[images]))
+    return found
+
+
+def _share(of: Tensor) -> float:
+    return float(of.float().mean()) if of.numel() else float("nan")
