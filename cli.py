@@ -31,6 +31,8 @@ _WRONG = 2
 _STOPPED = 130
 _SETTINGS = {setting.name: setting for setting in fields(RunConfig)}
 
+_PROTOCOL_HELP = "What to measure: localization, pointing, ... (see above)."
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -169,6 +171,63 @@ def demo(
     _print_result(result)
     print(f"planted errors flagged:  {score.found} of {score.planted} ({score.recall:.1%})")
     print(f"flags that are right:    {score.found} of {score.flagged} ({score.precision:.1%})")
+
+
+@app.command()
+@_one_line_errors
+def evaluate(
+    protocol: Annotated[str, typer.Argument(metavar="PROTOCOL", help=_PROTOCOL_HELP)],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Annotated dataset: its folder, CSV or COCO JSON.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help=_SETTINGS["model"].metadata["meaning"])],
+    weights: Annotated[Path | None, typer.Option(metavar="FILE", help="Weights of the model [its own]")] = None,
+    classes: Annotated[Path | None, typer.Option(metavar="FILE", help=_SETTINGS["classes"].metadata["meaning"])] = None,
+    methods: Annotated[str | None, typer.Option(metavar="A,B", help="Methods to compare, or all [the usual]")] = None,
+    form: Annotated[str | None, typer.Option("--format", metavar="NAME", help="Format of DATA [told by it]")] = None,
+    split: Annotated[str | None, typer.Option(metavar="NAME", help="VOC's list or COCO's file: test, val2017")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N images")] = None,
+    size: Annotated[int | None, typer.Option(metavar="N", min=8, help="Side of the input [the model's]")] = None,
+    fit: Annotated[str | None, typer.Option(metavar="FIT", help="squash or crop [squash]")] = None,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images at once [16]")] = 16,
+    layers: Annotated[str | None, typer.Option(metavar="A,B", help="Gallery: layers, or auto, not methods")] = None,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Gallery: images [8]")] = 8,
+    plot: Annotated[Path | None, typer.Option("--plot", "-o", metavar="FILE", help="PNG to write")] = None,
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda [auto]")] = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Measure evidence where people marked the objects: methods side by side, by a published protocol.
+
+    Protocols: localization, saliency, proposals, pointing, faithfulness, sanity, sensitivity, tune, gallery.
+    """
+    from jobs.evaluate import EvaluateOptions, run_evaluate
+    from jobs.progress import Reporter
+
+    result = run_evaluate(
+        EvaluateOptions(
+            protocol=protocol,
+            data=data,
+            model=model,
+            weights=weights,
+            classes=classes,
+            methods=methods,
+            form=form,
+            split=split,
+            limit=limit,
+            size=size,
+            fit=fit,
+            batch_size=batch_size,
+            layers=layers,
+            rows=rows,
+            plot=plot,
+            device=device,
+        ),
+        Reporter(quiet=quiet),
+    )
+    if as_json:
+        _print_json(result.facts)
+    else:
+        print("\n\n".join(table.text() for table in result.tables) or f"picture: {result.picture}")
 
 
 @app.command()

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from pipeline.geometry import InputSpec
+
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet"
 
 
@@ -67,3 +69,22 @@ def read_networks(folder: Path = FOLDER) -> list[TrainedNetwork]:
         TrainedNetwork("SqueezeNet 1.1", squeezenet, lambda pixels: reader.preprocess(pixels, told)),
         TrainedNetwork("MobileNetV2", mobilenet.eval(), lambda pixels: reader.preprocess(pixels, info)),
     ]
+
+
+def squeezenet() -> nn.Module:
+    """Return the trained SqueezeNet 1.1: `--model benchmarks.photographs:squeezenet`."""
+    return _as_model(0, size=227)
+
+
+def mobilenet() -> nn.Module:
+    """Return the trained MobileNetV2: `--model benchmarks.photographs:mobilenet`."""
+    return _as_model(1, size=224)
+
+
+def _as_model(which: int, *, size: int) -> nn.Module:
+    network = read_networks()[which]
+    told = json.loads((FOLDER / ("squeezenet1_1.json", "mobilenet_v2_tf.json")[which]).read_text())
+    told = told.get("input", told)
+    mean, std = (tuple(value / 255 for value in told[name]) for name in ("mean", "std"))
+    network.module.input_spec = InputSpec(size=size, fit="squash", mean=mean, std=std)
+    return network.module

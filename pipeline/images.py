@@ -23,7 +23,7 @@ from pipeline.geometry import InputSpec, seen_region
 from pipeline.manifest import Shard
 from pipeline.rgb import ImageError, read_rgb
 
-__all__ = ["DecodedImage", "DecodedShard", "ImageError", "decode_image", "decode_shard", "load_original"]
+__all__ = ["DecodedImage", "DecodedShard", "ImageError", "decode_image", "decode_shard", "load_original", "read_image"]
 
 _MOST_BYTES = 1 << 30
 """A file larger than this is no picture; reading it could take the process's memory with it."""
@@ -119,6 +119,11 @@ def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -
         field = schema.EVIDENCE.field(name)
         rows = rows.append_column(field, pa.array([result[name] for result in results], type=field.type))
     return DecodedShard(shard.index, rows, pixels)
+
+
+def read_image(uri: str, spec: InputSpec) -> DecodedImage:
+    """Return the image in a file as the network wants it; ImageError as `decode_image` and `load_original`."""
+    return decode_image(_read(uri), spec)
 
 
 def load_original(uri: str) -> Image.Image:

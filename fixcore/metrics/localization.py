@@ -18,7 +18,8 @@ from fixcore.errors import InputError
 
 HIT = 0.5
 """Intersection over union from which a box hits."""
-_V2 = (0.3, 0.5, 0.7)
+V2 = (0.3, 0.5, 0.7)
+"""Those over which MaxBoxAccV2 takes the mean."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,24 +50,21 @@ def best_iou(boxes: Tensor, truths: Tensor) -> Tensor:
     return torch.nan_to_num(box_iou(boxes[:, None].float(), truths.float()), nan=0.0).amax(1)
 
 
-def localization(
-    top_boxes: Tensor, top_classes: Tensor, true_boxes: Tensor, label: Tensor, truths: Tensor
-) -> Localization:
+def localization(hit: Tensor, rank: Tensor) -> Localization:
     """Return ILSVRC's localisation errors, and how often the true class's box hits.
 
-    `top_boxes` (N, 5, 4) and `top_classes` (N, 5): the five most probable classes, best first, each with its box;
-    `true_boxes` (N, 4): the box for the true class `label` (N,). A box hits from an intersection over union of 0.5 with
-    any true box. Source: Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 4.2; Zhou et al., CAM.
+    `hit` is bool (N,): whether the box for the true class hits, that is, has an intersection over union of at least
+    `HIT` with any true box; `rank` int64 (N,): how many classes the network holds more probable than the true one. No
+    other class's box matters, since a wrong class counts as an error wherever its box lies. Source: Russakovsky et al.,
+    ImageNet Large Scale Visual Recognition Challenge, 4.2; GT-known: Choe et al.
     """
-    hit = torch.stack([best_iou(top_boxes[:, rank], truths) >= HIT for rank in range(top_boxes.shape[1])], 1)
-    right = top_classes == label[:, None]
-    correct = right[:, 0]
+    correct = rank == 0
     return Localization(
-        top1_error=1 - _share(hit[:, 0] & correct),
-        top5_error=1 - _share((hit & right).any(1)),
+        top1_error=1 - _share(hit & correct),
+        top5_error=1 - _share(hit & (rank < 5)),
         classification_error=1 - _share(correct),
-        accuracy_if_correct=_share(hit[correct, 0]),
-        gt_known=_share(best_iou(true_boxes, truths) >= HIT),
+        accuracy_if_correct=_share(hit[correct]),
+        gt_known=_share(hit),
     )
 
 
@@ -83,7 +81,7 @@ def max_box_accuracy(maps: Tensor, truths: Tensor, thresholds: Sequence[float]) 
     for threshold in thresholds:
         iou = best_iou(threshold_boxes(maps, threshold), truths)
         first.append((iou >= HIT).float().mean())
-        second.append(torch.stack([(iou >= least).float().mean() for least in _V2]).mean())
+        second.append(torch.stack([(iou >= least).float().mean() for least in V2]).mean())
     return torch.stack(first), torch.stack(second)
 
 

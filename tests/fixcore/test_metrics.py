@@ -36,13 +36,11 @@ def test_the_best_of_the_true_boxes_counts_and_missing_ones_do_not() -> None:
 
 
 def test_localisation_errors_by_hand() -> None:
-    truth, away = (0, 0, 10, 10), (20, 20, 30, 30)
-    truths = boxes(truth)[None].expand(4, 1, 4)
-    label = torch.tensor([7, 7, 7, 7])
-    classes = torch.tensor([[7, 1], [7, 1], [1, 7], [1, 2]])
-    top = torch.stack([boxes(truth, away), boxes(away, truth), boxes(truth, truth), boxes(truth, truth)])
-    found = metrics.localization(top, classes, boxes(truth, away, truth, truth), label, truths)
-    assert found == metrics.Localization(0.75, 0.5, 0.5, 0.5, 0.75)
+    hit = torch.tensor([True, False, True, True])
+    rank = torch.tensor([0, 0, 4, 5])  # of the last one the true class is the sixth
+    assert metrics.localization(hit, rank) == metrics.Localization(0.75, 0.5, 0.5, 0.5, 0.75)
+    nothing = metrics.localization(hit[2:], rank[2:])
+    assert nothing.accuracy_if_correct != nothing.accuracy_if_correct  # NaN: no image was classified rightly
 
 
 def test_what_knows_nothing() -> None:

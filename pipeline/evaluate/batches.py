@@ -1,0 +1,120 @@
+"""Annotated images as the network sees them, with the truth in its pixels.
+
+N images of a batch, B objects of an image at most, S x S network pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from pipeline.annotated import AnnotatedImage, AnnotatedSet
+from pipeline.errors import DatasetError
+from pipeline.evaluate.subject import Subject
+from pipeline.geometry import InputSpec, seen_region
+from pipeline.images import DecodedImage, ImageError, load_original, read_image
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Batch:
+    """Images that could be read, in the dataset's order."""
+
+    shown: tuple[AnnotatedImage, ...]
+    pixels: NDArray[np.uint8]
+    """uint8 (N, S, S, 3)."""
+    images: Tensor
+    """float (N, 3, S, S)."""
+    truths: Tensor
+    """float32 (N, B, 4): every object's box in network pixels, not cut at the edges; NaN where there are fewer."""
+    owners: tuple[tuple[str, ...], ...]
+    """Per image the labels of its boxes."""
+
+    def boxes_of(self, labels: Sequence[str | None]) -> Tensor:
+        """Return the boxes of one label per image (N, B, 4), NaN for the others; None: of all labels."""
+        chosen = torch.zeros(self.truths.shape[:2], dtype=torch.bool)
+        for at, (label, owners) in enumerate(zip(labels, self.owners, strict=True)):
+            for place, owner in enumerate(owners):
+                chosen[at, place] = label is None or owner == label
+        return self.truths.masked_fill(~chosen[:, :, None], torch.nan)
+
+    def masks(self, spec: InputSpec) -> Tensor:
+        """Return the objects' pixels as the network sees them, bool (N, S, S); DatasetError for an unreadable mask."""
+        found = torch.zeros(len(self.shown), spec.size, spec.size, dtype=torch.bool)
+        for at, image in enumerate(self.shown):
+            for path in image.masks:
+                try:
+                    mask = load_original(path).convert("L")
+                except ImageError as error:
+                    raise DatasetError(f"the mask {path} cannot be read: {error}") from error
+                region = seen_region(mask.width, mask.height, spec)
+                seen = mask.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=region.box)
+                found[at] |= torch.from_numpy(np.asarray(seen) >= 128)
+        return found
+
+
+@dataclass(slots=True)
+class Problems:
+    """Images that could not be read, gathered while batches are made."""
+
+    reasons: list[str] = field(default_factory=list)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return one line if there were any."""
+        if not self.reasons:
+            return ()
+        return (f"{len(self.reasons):,} images could not be read (first: {self.reasons[0]}); they are left out",)
+
+
+def batches(
+    subject: Subject, dataset: AnnotatedSet | Sequence[AnnotatedImage], size: int, problems: Problems
+) -> Iterator[Batch]:
+    """Yield all images in batches of at most `size`; those that cannot be read go to `problems`."""
+    images = dataset.images if isinstance(dataset, AnnotatedSet) else tuple(dataset)
+
+    def decoded(image: AnnotatedImage) -> DecodedImage | str:
+        try:
+            return read_image(image.uri, subject.input)
+        except ImageError as error:
+            return f"{image.image_id}: {error}"
+
+    with ThreadPoolExecutor(4) as pool:
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            found = list(zip(part, pool.map(decoded, part), strict=True))
+            problems.reasons += [one for _, one in found if isinstance(one, str)]
+            readable = [(image, one) for image, one in found if isinstance(one, DecodedImage)]
+            if readable:
+                yield _batch(subject, readable)
+
+
+def halves(images: Sequence[AnnotatedImage]) -> Tensor:
+    """Return which of two halves each image belongs to, bool (N,): by its name's digest, whatever the others are."""
+    return torch.tensor([hashlib.sha256(image.image_id.encode()).digest()[0] % 2 == 0 for image in images])
+
+
+def _batch(subject: Subject, readable: Sequence[tuple[AnnotatedImage, DecodedImage]]) -> Batch:
+    pixels = np.stack([one.pixels for _, one in readable])
+    kept = [[one for one in image.objects if not one.difficult] for image, _ in readable]
+    truths = torch.full((len(readable), max(1, *map(len, kept)), 4), torch.nan)
+    for at, ((_, decoded), objects) in enumerate(zip(readable, kept, strict=True)):
+        region = seen_region(decoded.width, decoded.height, subject.input)
+        for place, one in enumerate(objects):
+            x0, y0, x1, y1 = one.box
+            truths[at, place] = torch.tensor(
+                [
+                    (x0 - region.left) / region.step_x,
+                    (y0 - region.top) / region.step_y,
+                    (x1 - region.left) / region.step_x,
+                    (y1 - region.top) / region.step_y,
+                ]
+            )
+    owners = tuple(tuple(one.label for one in objects) for objects in kept)
+    return Batch(tuple(image for image, _ in readable), pixels, subject.images(pixels), truths, owners)
