@@ -16,25 +16,29 @@ from fixcore.fixations import Fixations
 SIGMA = 20 / 625
 """Width of the Gaussian as a share of the image's diagonal: the released code's 20 pixels on a 500 x 375 photograph."""
 
-THRESHOLD = 0.15
-"""Share of a map's maximum from which a pixel belongs to the mask. Of 0.1 to 0.5 it gave the best F (beta^2 = 0.3)
-against the 200 object masks of ECSSD at hand, for a fire-module and for an inverted-residual network alike."""
+THRESHOLD = 0.4
+"""Share of a map's maximum from which a pixel belongs to the mask. Of 0.3 to 0.8 it gave the best F (beta^2 = 0.3)
+against the 200 object masks of ECSSD at hand for a fire-module network; an inverted-residual one would have more."""
 
 
 def saliency_maps(fixations: Fixations, *, sigma: float | None = None) -> Tensor:
     """Return how much evidence lies around each pixel, float32 (N, H, W), scaled so that each map's maximum is 1.
 
-    The density of the points' mass under a Gaussian of `sigma` input pixels (> 0; default: `SIGMA` of the image's
-    diagonal), not cut off at any distance. What would fall outside the image is lost, not folded back. All points
-    count; drop strays first (`drop_outliers`) if they must not. A target without points has a map of zeros.
+    The density of the points' mass under a Gaussian of `sigma` input pixels (> 0), not cut off at any distance.
+    Default: `SIGMA` of the image's diagonal; a walk that began at a class map is blurred by one of its cells besides
+    (the variances add), since its points stand for cells. What would fall outside the image is lost, not folded back.
+    All points count; drop strays first (`drop_outliers`) if they must not. A target without points has a map of zeros.
 
-    Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image.
+    Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image. The cell is
+    ours: with it the peak lies on the object more often (0.950 against 0.907 where a cell is 32 pixels wide).
 
     Raises InputError for a `sigma` that is not positive.
     """
-    density = _density(fixations, sigma)
-    peak = density.amax((1, 2), keepdim=True)
-    return density / torch.where(peak > 0, peak, 1.0)
+    if sigma is None:
+        sigma = math.hypot(SIGMA * math.hypot(fixations.height, fixations.width), 2 * fixations.margin)
+    spread = _density(fixations, sigma)
+    peak = spread.amax((1, 2), keepdim=True)
+    return spread / torch.where(peak > 0, peak, 1.0)
 
 
 def saliency_masks(fixations: Fixations, *, threshold: float = THRESHOLD, sigma: float | None = None) -> Tensor:

@@ -41,6 +41,11 @@ def test_default_sigma_is_the_codes_on_its_photograph() -> None:
     assert maps[0, 187, 270] == pytest.approx(math.exp(-0.5), rel=1e-5)  # one sigma, 20 pixels, away
 
 
+def test_the_points_of_a_class_map_are_as_wide_as_its_cells() -> None:
+    maps = saliency_maps(make([[(187, 250, 1.0)]], 375, 500, margin=7.5))  # a cell of 15 pixels: sigma is 25
+    assert maps[0, 187, 275] == pytest.approx(math.exp(-0.5), rel=1e-5)
+
+
 def test_masks_hold_the_peak_and_what_is_near() -> None:
     fixations = make([[(50, 50, 1.0)], []], 101, 101)
     masks = saliency_masks(fixations, threshold=0.5, sigma=10.0)
