@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -187,11 +188,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N images")] = None,
     size: Annotated[int | None, typer.Option(metavar="N", min=8, help="Side of the input [the model's]")] = None,
     fit: Annotated[str | None, typer.Option(metavar="FIT", help="squash or crop [squash]")] = None,
-    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images at once [16]")] = 16,
+    batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images at once [16]", show_default=False)] = 16,
     layers: Annotated[str | None, typer.Option(metavar="A,B", help="Gallery: layers, or auto, not methods")] = None,
-    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Gallery: images [8]")] = 8,
+    rows: Annotated[int, typer.Option(metavar="N", min=1, help="Gallery: images [8]", show_default=False)] = 8,
     plot: Annotated[Path | None, typer.Option("--plot", "-o", metavar="FILE", help="PNG to write")] = None,
-    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda [auto]")] = "auto",
+    device: Annotated[str, typer.Option(metavar="NAME", help="auto, cpu or cuda [auto]", show_default=False)] = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -227,7 +228,11 @@ def evaluate(
     if as_json:
         _print_json(result.facts)
     else:
-        print("\n\n".join(table.text() for table in result.tables) or f"picture: {result.picture}")
+        width = min(120, shutil.get_terminal_size().columns)
+        for table in result.tables:
+            print(table.text(width) + "\n")
+        if result.picture is not None:
+            print(f"picture: {result.picture}")
 
 
 @app.command()

@@ -10,7 +10,6 @@ evidence of two unrelated images. Overlaps are `fixcore.evidence_overlap`, 1 for
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,12 @@ from torch import Tensor, nn
 
 import fixcore
 from benchmarks.photographs import TrainedNetwork, read_networks, read_photographs
+from fixcore.metrics import layers_of, shuffled
 from jobs.machine import keep_freed_memory
 
 _BATCH = 32
 _STAGES = 8
 """Layers that are shuffled one at a time; with the cascade, steps from the output to the input."""
-
-
-def layers_of(module: nn.Module) -> list[str]:
-    """Return the names of the layers with weights, from the output down, as the network runs them."""
-    return [name for name, layer in module.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)][::-1]
-
-
-def shuffle(module: nn.Module, name: str, seed: int) -> None:
-    """Give a layer its own weights in another order: the same distribution, nothing learned."""
-    layer = module.get_submodule(name)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in layer.parameters(recurse=False):
-            order = torch.randperm(parameter.numel(), generator=generator)
-            parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 def evidence(module: nn.Module, images: Tensor, target: Tensor, contrast: Any = None) -> list[fixcore.Fixations]:
@@ -74,16 +59,11 @@ def measure(network: TrainedNetwork, images: Tensor) -> dict[str, Any]:
     found["overlap of unrelated images"] = overlap(own, rolled)
     names = layers_of(network.module)
     steps = sorted({round(i * (len(names) - 1) / (_STAGES - 1)) for i in range(_STAGES)})
-    cascade = copy.deepcopy(network.module)
-    done = 0
     for step in steps:
-        for at in range(done, step + 1):
-            shuffle(cascade, names[at], at)
-        done = step + 1
-        found[f"cascading, {done} of {len(names)} layers"] = overlap(own, evidence(cascade, images, best))
+        cascade = shuffled(network.module, names[: step + 1])
+        found[f"cascading, {step + 1} of {len(names)} layers"] = overlap(own, evidence(cascade, images, best))
     for step in steps:
-        alone = copy.deepcopy(network.module)
-        shuffle(alone, names[step], step)
+        alone = shuffled(network.module, [names[step]])
         found[f"independent, layer {step + 1} from the output"] = overlap(own, evidence(alone, images, best))
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in found.items()}
 

@@ -150,3 +150,81 @@ def test_help_and_version():
     assert "Audit a dataset" in runner.invoke(cli.app, ["--help"]).stdout
     assert runner.invoke(cli.app, ["--version"]).stdout.startswith("fixaudit ")
     assert runner.invoke(cli.app, ["doctor"]).exit_code == 0
+
+
+BRIGHT = "tests.users_networks:bright"
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("annotated")
+    lines = ["image,label,x0,y0,x1,y1"]
+    for number in range(3):
+        pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+        pixels[8 : 40 + number, 16:48] = 255
+        Image.fromarray(pixels).save(root / f"{number}.png")
+        lines.append(f"{number}.png,0,16,8,48,{40 + number}")
+    (root / "boxes.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+def test_evaluate_prints_a_table_or_json_and_a_picture(annotated, tmp_path):
+    asked = [
+        "evaluate",
+        "localization",
+        str(annotated),
+        "--model",
+        BRIGHT,
+        "--methods",
+        "fixations,cam",
+    ]
+    found = runner.invoke(cli.app, [*asked, "--quiet", "--plot", str(tmp_path / "bars.png")])
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith(f"Localization: {BRIGHT}\n\nmethod ")
+    assert "moments (default)" in found.stdout
+    assert f"picture: {tmp_path / 'bars.png'}" in found.stdout
+    assert (tmp_path / "bars.png").stat().st_size > 1000
+    found = runner.invoke(cli.app, [*asked, "--quiet", "--json", "--limit", "2"])
+    told = json.loads(found.stdout)
+    assert told["protocol"] == "localization"
+    assert told["images"] == 2
+    ours = next(row for row in told["tables"][0]["rows"] if row["box rule"] == "moments (default)")
+    assert ours["GT-known"] == 1
+    sheet = [
+        "evaluate",
+        "gallery",
+        str(annotated),
+        "--model",
+        BRIGHT,
+        "-o",
+        str(tmp_path / "g.png"),
+    ]
+    assert runner.invoke(cli.app, [*sheet, "--quiet", "--methods", "cam"]).exit_code == 0
+    assert (tmp_path / "g.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"protocol": "localisation"}, "did you mean localization"),
+        ({"--methods": "gradcam"}, "did you mean grad-cam"),
+        ({"--device": "tpu"}, "must be auto, cpu or cuda"),
+        ({"--format": "yolo"}, "no format 'yolo'"),
+        ({"--classes": "nowhere.txt"}, "cannot be read"),
+        ({"data": "nowhere"}, "nowhere is not there"),
+        ({"protocol": "saliency"}, "saliency needs masks"),
+    ],
+)
+def test_what_evaluate_cannot_do_is_one_line(annotated, change, words):
+    told = {"protocol": "localization", "data": str(annotated), "--model": BRIGHT, **change}
+    arguments = [
+        "evaluate",
+        told.pop("protocol"),
+        told.pop("data"),
+        "--quiet",
+        *(word for pair in told.items() for word in pair),
+    ]
+    found = runner.invoke(cli.app, arguments)
+    assert found.exit_code == 2
+    assert words in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1

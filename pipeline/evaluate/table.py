@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class Table:
     plotted: str | None = None
     """The column that the plot shows; None: the last."""
 
-    def text(self) -> str:
-        """Return the table aligned, numbers to the right, with its notes below."""
+    def text(self, width: int = 120) -> str:
+        """Return the table aligned, numbers to the right, with its notes below, wrapped at `width` characters."""
         shown = [[_shown(cell) for cell in row] for row in self.rows]
         widths = [max(len(line[at]) for line in [list(self.columns), *shown]) for at in range(len(self.columns))]
         numeric = [all(not isinstance(row[at], str) for row in self.rows) for at in range(len(self.columns))]
@@ -39,7 +40,8 @@ class Table:
             return "  ".join(aligned).rstrip()
 
         rule = "  ".join("-" * width for width in widths)
-        return "\n".join([self.title, "", line(self.columns), rule, *map(line, shown), "", *self.notes]).rstrip()
+        notes = [textwrap.fill(note, width) for note in self.notes]
+        return "\n".join([self.title, "", line(self.columns), rule, *map(line, shown), "", *notes]).rstrip()
 
     def facts(self) -> dict[str, Any]:
         """Return the table as JSON can hold it; what is no number is null."""
