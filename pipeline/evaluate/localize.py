@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from fixcore.boxes import max_sum_boxes, threshold_boxes
 from fixcore.methods import Explained, Method, explain
-from fixcore.metrics import best_iou, localization, whole_and_centred
-from fixcore.metrics.localization import HIT, V2
+from fixcore.metrics import best_iou, localization, max_box_accuracy, whole_and_centred
+from fixcore.metrics.localization import HIT
 from pipeline.annotated import AnnotatedImage
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import Batch, batches, halves
@@ -90,7 +90,7 @@ def localize(request: Request) -> list[Table]:
     return [
         Table(
             f"Localization: {request.subject.name}",
-            (*BOXES, "top-1 error", "top-5 error", "if correct", "MaxBoxAccV2", "GT-known", "+-"),
+            (*BOXES, "top-1 error", "top-5 error", "if correct", "MaxBoxAcc", "MaxBoxAccV2", "GT-known", "+-"),
             tuple(rows),
             notes,
             plotted="GT-known",
@@ -137,8 +137,8 @@ def _rows(method: Method, found: _Measured, rank: Tensor, half: Tensor, count: i
         ("max-sum", found.max_sum, PENALTIES),
     ):
         iou, told = _chosen(torch.cat(gathered), half, settings)
-        v2 = max(float(_v2(torch.cat(gathered)[:, at])) for at in range(len(settings)))
-        rows.append(_row((method.name, rule, told), iou, rank, v2 if rule == "threshold" else None))
+        best = max_box_accuracy(torch.cat(gathered)) if rule == "threshold" else (None, None)
+        rows.append(_row((method.name, rule, told), iou, rank, best))
     rule = "moments (default)" if method.name == "fixations" else "moments"
     rows.append(_row((method.name, rule, None), torch.cat(found.moment), rank))
     return rows
@@ -153,13 +153,14 @@ def _chosen(iou: Tensor, half: Tensor, settings: tuple[float, ...]) -> tuple[Ten
     return taken, ", ".join(f"{setting:g}" for setting in told)
 
 
-def _row(what: tuple[str, str, Cell], iou: Tensor, rank: Tensor, v2: float | None = None) -> tuple[Cell, ...]:
+def _row(
+    what: tuple[str, str, Cell],
+    iou: Tensor,
+    rank: Tensor,
+    best: tuple[float | None, float | None] = (None, None),
+) -> tuple[Cell, ...]:
     told = localization(iou >= HIT, rank)
     share = told.gt_known
     setting = None if what[2] is None else str(what[2])
     error = math.sqrt(share * (1 - share) / len(iou))
-    return (*what[:2], setting, told.top1_error, told.top5_error, told.accuracy_if_correct, v2, share, error)
-
-
-def _v2(iou: Tensor) -> Tensor:
-    return torch.stack([(iou >= least).float().mean() for least in V2]).mean()
+    return (*what[:2], setting, told.top1_error, told.top5_error, told.accuracy_if_correct, *best, share, error)

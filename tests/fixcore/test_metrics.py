@@ -49,17 +49,16 @@ def test_what_knows_nothing() -> None:
     assert centred.tolist() == [[5, 10, 35, 70]] * 2
 
 
-def test_max_box_accuracy_at_each_threshold() -> None:
+def test_max_box_accuracy_takes_the_best_threshold() -> None:
     maps = torch.zeros(2, 10, 10)
     maps[0, 2:6, 2:6] = 1.0
     maps[0, 0:8, 0:8] += 0.4  # at 0.25 the box is 8 x 8, at 0.9 it is 4 x 4
     maps[1] = maps[0]
     truths = torch.stack([boxes((2, 2, 6, 6)), boxes((0, 0, 8, 8))])
-    first, second = metrics.max_box_accuracy(maps, truths, [0.25, 0.9])
-    assert first.tolist() == [0.5, 0.5]
-    assert second.tolist() == pytest.approx([0.5, 0.5])
-    near = torch.stack([boxes((2, 2, 6, 8)), boxes((0, 0, 8, 8))])  # 16 of 24: hits at 0.3 and 0.5, not at 0.7
-    assert metrics.max_box_accuracy(maps, near, [0.9])[1].tolist() == pytest.approx([(0.5 + 0.5 + 0) / 3])
+    iou = torch.stack([metrics.best_iou(fixcore.threshold_boxes(maps, at), truths) for at in (0.25, 0.9)], 1)
+    assert metrics.max_box_accuracy(iou) == (0.5, 0.5)
+    by_hand = torch.tensor([[0.2, 0.4], [0.6, 0.4], [0.8, 0.4]])
+    assert metrics.max_box_accuracy(by_hand) == (pytest.approx(2 / 3), pytest.approx((1 + 2 / 3 + 1 / 3) / 3))
 
 
 def test_recall_and_precision_of_one_box_per_image() -> None:
