@@ -88,10 +88,13 @@ def density(fixations: Fixations, sigma: float) -> Tensor:
     place = (fixations.image * height + fixations.row) * width + fixations.col
     mass.index_add_(0, place, fixations.mass)
     mass = mass.view(len(fixations), height, width)
-    if sigma == 0:
-        return mass
+    return mass if sigma == 0 else blurred(mass, sigma)
+
+
+def blurred(maps: Tensor, sigma: float) -> Tensor:
+    """Return maps (N, H, W) under a Gaussian of `sigma` > 0 pixels, 1 at its middle; what leaves the map is lost."""
     # As products with two small matrices the blur has no edge cases and runs at the speed of a matrix product.
-    return _gaussian(height, sigma, mass) @ mass @ _gaussian(width, sigma, mass)
+    return _gaussian(maps.shape[1], sigma, maps) @ maps @ _gaussian(maps.shape[2], sigma, maps)
 
 
 def _density(fixations: Fixations, sigma: float | None) -> Tensor:

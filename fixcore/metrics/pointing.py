@@ -9,9 +9,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from fixcore.errors import InputError
+from fixcore.saliency import blurred
 
 TOLERANCE = 15
 """Pixels by which a peak may miss the object."""
@@ -25,12 +25,7 @@ def peaks(maps: Tensor, *, blur: bool = False) -> Tensor:
     """
     _, height, width = maps.shape
     if blur:
-        sigma = _BLUR * math.hypot(height, width)
-        reach = math.ceil(3 * sigma)
-        kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1, device=maps.device) / sigma).square())
-        kernel = kernel / kernel.sum()
-        wide = functional.conv2d(maps[:, None].float(), kernel[None, None, :, None], padding=(reach, 0))
-        maps = functional.conv2d(wide, kernel[None, None, None, :], padding=(0, reach))[:, 0]
+        maps = blurred(maps.float(), _BLUR * math.hypot(height, width))
     place = maps.flatten(1).argmax(1)
     return torch.stack([place // width, place % width], 1)
 

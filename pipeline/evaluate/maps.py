@@ -12,7 +12,7 @@ from torch.nn import functional
 from fixcore.baselines import occlusion
 from fixcore.methods import explain
 from fixcore.metrics import insertion_and_deletion, layers_of, map_overlap, mask_scores, rank_correlation, shuffled
-from fixcore.saliency import SIGMA
+from fixcore.saliency import SIGMA, blurred
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import batches
 from pipeline.evaluate.request import Request
@@ -163,11 +163,5 @@ def _centre(side: int) -> Tensor:
 
 
 def _blurred(maps: Tensor) -> Tensor:
-    """Blur as `saliency_maps` does, whatever falls outside is lost."""
-    height, width = maps.shape[1:]
-    sigma = SIGMA * math.hypot(height, width)
-    rows, cols = (
-        torch.exp(-0.5 * ((place[:, None] - place) / sigma).square())
-        for place in (torch.arange(extent, dtype=maps.dtype, device=maps.device) for extent in (height, width))
-    )
-    return rows @ maps @ cols
+    """Blur pointwise maps as fixations are."""
+    return blurred(maps, SIGMA * math.hypot(*maps.shape[1:]))

@@ -57,7 +57,7 @@ class Table:
 
         at = self.columns.index(self.plotted) if self.plotted else len(self.columns) - 1
         words = [column for column in range(at) if isinstance(self.rows[0][column], str)]
-        names = [" ".join(str(row[column]) for column in words) for row in self.rows]
+        names = [" ".join(str(row[column]) for column in words if row[column] not in (None, "-")) for row in self.rows]
         values = [float(row[at]) if isinstance(row[at], int | float) else math.nan for row in self.rows]  # type: ignore[arg-type]
         figure = Figure(figsize=(7, 0.9 + 0.27 * len(names)), dpi=120, layout="constrained")
         axis = figure.add_subplot()
