@@ -16,7 +16,7 @@ aten = torch.ops.aten
 Constants = dict[fx.Node, Tensor]
 """Placeholders that stand for parameters, buffers and other constants, with their values."""
 
-_IN_PLACE: dict[Any, Any] = {
+IN_PLACE: dict[Any, Any] = {
     aten.relu.default: aten.relu_.default,
     aten.hardtanh.default: aten.hardtanh_.default,
     aten.hardswish.default: aten.hardswish_.default,
@@ -199,8 +199,8 @@ def _view_any_layout(graph: fx.Graph) -> None:
 def _activate_in_place(graph: fx.Graph) -> None:
     """Let an activation overwrite its input when nothing else reads that: one pass over memory less."""
     for node in graph.nodes:
-        if node.target not in _IN_PLACE:
+        if node.target not in IN_PLACE:
             continue
         (source,) = node.all_input_nodes
         if source.target in _FRESH and len(source.users) == 1:
-            node.target = _IN_PLACE[node.target]
+            node.target = IN_PLACE[node.target]

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 
 from fixcore.methods import DEFAULT, METHODS, find_methods
-from jobs.machine import keep_freed_memory, usable_cores
+from jobs.machine import keep_freed_memory, usable_cores, usable_device
 from jobs.progress import Reporter
 from pipeline.annotated import read_annotated
-from pipeline.errors import ConfigError
 from pipeline.evaluate.gallery import draw_gallery, last_layers
-from pipeline.evaluate.protocols import PROTOCOLS, evaluate
+from pipeline.evaluate.protocols import check_name, evaluate
 from pipeline.evaluate.request import Request
 from pipeline.evaluate.subject import load_subject
 from pipeline.evaluate.table import Table, merged_facts
+from pipeline.manifest import read_class_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,12 +54,8 @@ class Evaluated:
 
 def run_evaluate(options: EvaluateOptions, reporter: Reporter) -> Evaluated:
     """Measure, and write the picture if one is wanted; an AuditError says in one line what is wrong."""
-    if options.protocol not in (*PROTOCOLS, "gallery"):
-        evaluate(options.protocol, None)  # type: ignore[arg-type]  # raises, with the nearest name
-    if options.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device is {options.device!r}; it must be auto, cpu or cuda")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch sees no GPU here; use --device cpu")
+    check_name(options.protocol)
+    device = usable_device(options.device)
     wanted = ",".join(DEFAULT) if options.methods is None else options.methods
     names = list(METHODS) if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
     methods = find_methods(names)
@@ -71,10 +67,10 @@ def run_evaluate(options: EvaluateOptions, reporter: Reporter) -> Evaluated:
     subject = load_subject(
         options.model,
         weights=options.weights,
-        classes=_names(options.classes),
+        classes=None if options.classes is None else read_class_names(options.classes),
         size=options.size,
         fit=options.fit,
-        device=options.device,
+        device=device,
     )
     count = min(options.rows, len(dataset)) if options.protocol == "gallery" else len(dataset)
     request = Request(subject, dataset, methods, options.batch_size)
@@ -98,15 +94,6 @@ def run_evaluate(options: EvaluateOptions, reporter: Reporter) -> Evaluated:
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }
     return Evaluated(tuple(tables), picture, merged_facts(options.protocol, tables, about))
-
-
-def _names(path: Path | None) -> tuple[str, ...] | None:
-    if path is None:
-        return None
-    try:
-        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the names of classes in {path} cannot be read: {error}") from error
 
 
 def _layers(told: str | None, graph: Any) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ import math
 import os
 from pathlib import Path
 
+from pipeline.errors import ConfigError, ModelError
+
 _LIMITS = Path("/sys/fs/cgroup")
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # their numbers in malloc.h
 
@@ -27,6 +29,19 @@ def usable_memory(limits: Path = _LIMITS) -> int | None:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = _read(limits / "memory.max") or "max"
     return memory if limit == "max" else min(memory, int(limit))
+
+
+def usable_device(told: str) -> str:
+    """Return cpu or cuda for auto, cpu or cuda; an AuditError for another word, and for a GPU that is not there."""
+    import torch  # takes seconds, which what only counts processors need not wait for
+
+    if told not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device is {told!r}; it must be auto, cpu or cuda")
+    if told == "cuda" and not torch.cuda.is_available():
+        raise ModelError("device = cuda, but torch sees no GPU here; use --device cpu or auto")
+    if told == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return told
 
 
 def keep_freed_memory() -> None:

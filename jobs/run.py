@@ -29,13 +29,14 @@ import torch
 
 from jobs.claim import check_out, claim_folder, refuse_complete
 from jobs.engine import Engine
+from jobs.machine import usable_device
 from jobs.prepare import PREVIEW, Preparation, Prepared
 from jobs.progress import Reporter
 from jobs.shards import CommitEvidence, is_committed
 from pipeline import schema
 from pipeline.audit import write_audit
 from pipeline.config import RunConfig
-from pipeline.errors import DatasetError, ModelError, RunFolderError
+from pipeline.errors import DatasetError, RunFolderError
 from pipeline.evidence import EvidenceStep
 from pipeline.files import write_json, write_parquet
 from pipeline.folds import fold_warnings
@@ -100,7 +101,7 @@ class _Run:
 
     def audit(self) -> RunResult:
         config = self.config
-        device = self._device()
+        device = usable_device(self.config.device)
         check_out(Path(config.out), Path(config.dataset))
         if config.name is not None and not config.overwrite:
             refuse_complete(self._folder(""))
@@ -146,13 +147,6 @@ class _Run:
             warnings=tuple(self.warnings),
             first_issue=_first_issue(folder),
         )
-
-    def _device(self) -> str:
-        if self.config.device == "cuda" and not torch.cuda.is_available():
-            raise ModelError("device = cuda, but torch sees no GPU here; use --device cpu or auto")
-        if self.config.device == "auto":
-            return "cuda" if torch.cuda.is_available() else "cpu"
-        return self.config.device
 
     def _read_manifest(self, class_names: Sequence[str] | None) -> Manifest:
         config = self.config

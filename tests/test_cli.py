@@ -210,7 +210,7 @@ def test_evaluate_prints_a_table_or_json_and_a_picture(annotated, tmp_path):
         ({"--methods": "gradcam"}, "did you mean grad-cam"),
         ({"--device": "tpu"}, "must be auto, cpu or cuda"),
         ({"--format": "yolo"}, "no format 'yolo'"),
-        ({"--classes": "nowhere.txt"}, "cannot be read"),
+        ({"--classes": "nowhere.txt"}, "cannot read the class names in nowhere.txt"),
         ({"data": "nowhere"}, "nowhere is not there"),
         ({"protocol": "saliency"}, "saliency needs masks"),
     ],

@@ -8,19 +8,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fixcore.baselines.replay import gradients_allowed, replay, scores_of
+from fixcore.baselines.gradients import input_gradient
 from fixcore.errors import InputError
 from fixcore.graph import Graph
 
 
 def class_model(
-    graph: Graph, target: Tensor, *, steps: int = 200, rate: float = 1.0, decay: float = 1e-2, seed: int = 0
+    graph: Graph, target: Tensor, *, steps: int = 200, rate: float = 0.1, decay: float = 1e-2, seed: int = 0
 ) -> Tensor:
     """Return one image per class of `target` (N,) with a high logit, float (N, C, H, W), normalised values.
 
-    Gradient ascent on the logit less `decay` times the squared norm, from faint noise; a step is `rate` times the
-    gradient, scaled so that its root mean square is 1. Source: Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional
-    Networks, 2, which begins at the zero image. Raises InputError for fewer than one step.
+    Gradient ascent on the logit, from faint noise; a step is `rate` times the gradient, scaled so that its root mean
+    square is 1, and takes away `decay` of the image, which holds its norm in bounds. Source: Simonyan, Vedaldi,
+    Zisserman, Deep Inside Convolutional Networks, 2, which begins at the zero image. Raises InputError for fewer than
+    one step.
     """
     if steps < 1:
         raise InputError(f"steps must be 1 or more, not {steps}")
@@ -29,10 +30,7 @@ def class_model(
     images = torch.randn(len(target), *graph.input_shape, generator=generator) * 0.01
     images = images.to(seen.device, seen.dtype)
     for _ in range(steps):
-        with gradients_allowed(), torch.enable_grad():
-            values = replay(graph, images)
-            total = scores_of(values[graph.logits], target).sum()
-            (slope,) = torch.autograd.grad(total, values[graph.images])
+        slope = input_gradient(graph, images, target)
         size = slope.square().mean((1, 2, 3), keepdim=True).sqrt()
-        images = images * (1 - decay) + rate * 0.1 * slope / size.clamp(min=torch.finfo(slope.dtype).tiny)
+        images = images * (1 - decay) + rate * slope / size.clamp(min=torch.finfo(slope.dtype).tiny)
     return images

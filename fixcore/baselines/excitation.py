@@ -44,10 +44,10 @@ def excitation_backprop(graph: Graph, images: Tensor, target: Tensor, *, layer: 
     the published a_i w+_ji. Pools by average and sums share among what is positive; a maximum goes to its winner;
     a product with a gate goes past the gate.
 
-    `layer` (see `Graph.layer`, or the name of `graph.images`) reads the probabilities there, as published, enlarged to
-    the image; by default at the last map that is at least a quarter of the image's size, where its boxes are best on
-    the networks at hand (`fixaudit evaluate tune`). Source: Zhang
-    et al., Top-down Neural Attention by Excitation Backprop, 3.2. Raises MissingRule for an operation without one.
+    `layer` (see `Graph.layer`, or the name of `graph.images`) reads the probabilities there, enlarged to the image; by
+    default at the last map that is at least a quarter of the image's size. (Its authors read an inner layer too, which
+    depends on the network.) Source: Zhang et al., Top-down Neural Attention by Excitation Backprop, 3.2. Raises
+    MissingRule for an operation without one.
     """
     return _read(graph, images, target, layer, contrastive=False)
 

@@ -20,7 +20,7 @@ def occlusion(
 
     A square of `patch` times the smaller side is moved in steps of `stride` times it, and painted with `fill` (in
     normalised values; 0 is the mean colour). A pixel's value is the mean fall over the squares that cover it, and 0
-    where that is a rise. One forward pass per position: about 400 by default.
+    where that is a rise. One forward pass per position: about 320 by default.
 
     Source: Zeiler and Fergus, Visualizing and Understanding Convolutional Networks, 4.2. Raises InputError for a
     patch or stride outside (0, 1].

@@ -13,21 +13,15 @@ from torch import Tensor, fx
 
 from fixcore.errors import TargetError
 from fixcore.graph import Graph
+from fixcore.simplify import IN_PLACE
 
 aten = torch.ops.aten
 
 Way = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 """What goes back through a rectifier: from what arrived at its output, and its own derivative as a function of that."""
 
-_OUT_OF_PLACE = {
-    aten.relu_.default: aten.relu.default,
-    aten.hardtanh_.default: aten.hardtanh.default,
-    aten.silu_.default: aten.silu.default,
-    aten.hardswish_.default: aten.hardswish.default,
-    aten.leaky_relu_.default: aten.leaky_relu.default,
-    aten.elu_.default: aten.elu.default,
-}
-"""Operations that overwrite what the way back still needs."""
+_OUT_OF_PLACE = {within: beside for beside, within in IN_PLACE.items()}
+"""Activations that a captured graph lets overwrite what the way back still needs."""
 
 RECTIFIERS = frozenset(
     {

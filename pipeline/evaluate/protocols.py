@@ -26,7 +26,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "tune": tune,
 }
 
-__all__ = ["PROTOCOLS", "Request", "evaluate"]
+__all__ = ["PROTOCOLS", "Request", "check_name", "evaluate"]
 
 
 def evaluate(protocol: str, request: Request) -> list[Table]:
@@ -34,9 +34,14 @@ def evaluate(protocol: str, request: Request) -> list[Table]:
 
     Raises ConfigError for an unknown one and DatasetError where the data do not serve.
     """
-    if protocol not in PROTOCOLS:
-        near = difflib.get_close_matches(protocol, [*PROTOCOLS, "gallery"], 1, cutoff=0)
-        raise ConfigError(
-            f"there is no protocol {protocol!r}; did you mean {near[0]}? ({', '.join(PROTOCOLS)}, gallery)"
-        )
+    check_name(protocol)
+    assert protocol in PROTOCOLS, "a gallery is drawn by draw_gallery, and has no table"
     return PROTOCOLS[protocol](request)
+
+
+def check_name(protocol: str) -> None:
+    """Raise ConfigError, with the nearest name, for what is neither a protocol nor the gallery."""
+    known = (*PROTOCOLS, "gallery")
+    if protocol not in known:
+        near = difflib.get_close_matches(protocol, known, 1, cutoff=0)
+        raise ConfigError(f"there is no protocol {protocol!r}; did you mean {near[0]}? ({', '.join(known)})")

@@ -82,7 +82,7 @@ def load_subject(
     classes: tuple[str, ...] | None = None,
     size: int | None = None,
     fit: str | None = None,
-    device: str = "auto",
+    device: str = "cpu",
 ) -> Subject:
     """Return the network that `model` names (see `load_model`), captured; ModelError where that fails.
 
@@ -90,7 +90,7 @@ def load_subject(
     """
     loaded: LoadedModel = load_model(model, weights=weights)
     seen = replace(loaded.input, size=size or loaded.input.size, resize=None, fit=fit or "squash")
-    where = torch.device("cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu"))
+    where = torch.device(device)
     module = loaded.module if not isinstance(loaded.module, nn.Module) else loaded.module.to(where)
     example = torch.zeros(2, 3, seen.size, seen.size, device=where)
     graph = fixcore.capture(module, example, cache=GraphCache(default_folder()))
