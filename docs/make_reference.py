@@ -35,8 +35,8 @@ _TABLES = {
         "audit.parquet",
         "One row per image, in the order of the evidence: every score and flag. The file's metadata holds, as JSON, "
         "the names of the classes (`fixaudit.classes`) and the cut between right and wrong labels (`fixaudit.labels`: "
-        "`limit`, the highest `label_score` that the probabilities alone call wrong, or -1; `estimated_errors`; "
-        "`estimated_precision`).",
+        "`limit`, the highest `label_score` that the probabilities alone call wrong, or -1, and the estimates of "
+        "summary.json).",
     ),
     "issues": ("issues.parquet", "Flagged images only, one row per image and issue, ranked; it may be empty."),
 }
@@ -158,6 +158,7 @@ def _json_type(annotation: str) -> str:
         "str": "string",
         "str | None": "string or null",
         "Mapping[str, int]": "object of integers",
+        "tuple[float, float] | None": "two numbers or null",
         "tuple[ClassSummary, ...]": "list of objects",
     }
     return words[annotation]

@@ -1,7 +1,7 @@
 """The verdict on each image: scores and flags from its probabilities and its evidence.
 
 N images, K classes. The evidence parts are read in batches: twice for the probabilities (`labels`), once more for the
-narrow columns while the rows are written. What is held of all images is 18 bytes for each.
+narrow columns while the rows are written. What is held of all images is some 50 bytes for each.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.files import replacing
-from pipeline.labels import LabelCut, SelfConfidence, check_probabilities, choose_cut, judge_labels
+from pipeline.labels import LabelCut, Survey, called_wrong, check_probabilities, choose_cut, unjudged
 from pipeline.runfolder import RunFolder
 
 SAME_PLACE = 0.5
@@ -55,15 +55,10 @@ def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
 
     """
     judged = _judge(run.evidence_parts(), len(class_names))
-    cut = choose_cut(judged.images["label_score"], judged.images["is_doubted"])
+    score, cut = choose_cut(judged.images)
+    is_error = called_wrong(judged.images, score, cut)
     limit = _shift_limit(judged.calm_shifts)
-    kept = json.dumps(
-        {
-            "limit": cut.limit,
-            "estimated_errors": cut.estimated_errors,
-            "estimated_precision": None if math.isnan(cut.estimated_precision) else cut.estimated_precision,
-        }
-    )
+    kept = json.dumps(_without_nan(asdict(cut)))
     told = {_LABELS_KEY: kept.encode(), _CLASSES_KEY: json.dumps(list(class_names)).encode()}
     declared = schema.AUDIT.with_metadata({**(schema.AUDIT.metadata or {}), **told})
     names = pa.array(class_names, pa.string())
@@ -71,21 +66,39 @@ def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
     with replacing(run.audit) as partial, pq.ParquetWriter(partial, declared, compression="zstd") as writer:
         for batch in scan(run.evidence_parts(), _WRITTEN_FROM):
             stop = start + len(batch)
-            table = _rows(batch, judged.images[start:stop], _Limits(cut.limit, limit), names)
+            at = slice(start, stop)
+            table = _rows(batch, judged.images[at], score[at], is_error[at], limit, names)
             writer.write_table(table.cast(declared))
             start = stop
 
 
 def read_label_cut(run: RunFolder) -> LabelCut:
     """Return the cut that `write_audit` chose: a label is called wrong by its probabilities up to `limit`."""
-    kept = _told(run, _LABELS_KEY)
-    precision = kept["estimated_precision"]
-    return LabelCut(kept["limit"], kept["estimated_errors"], math.nan if precision is None else precision)
+    kept = {name: _with_nan(value) for name, value in _told(run, _LABELS_KEY).items()}
+    try:
+        return LabelCut(**kept)
+    except TypeError as error:
+        raise RunFolderError(f"{run.audit} is of another version of fixaudit; run the audit again") from error
 
 
 def read_audited_classes(run: RunFolder) -> tuple[str, ...]:
     """Return the names of the classes that `write_audit` was given, by class index."""
     return tuple(_told(run, _CLASSES_KEY))
+
+
+def _without_nan(value: Any) -> Any:
+    """Return the numbers with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one) for one in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_with_nan(one) for one in value)
+    return math.nan if value is None else value
 
 
 def _told(run: RunFolder, key: bytes) -> Any:
@@ -111,56 +124,35 @@ def integers(batch: Any, name: str) -> NDArray[np.int64]:
     return values
 
 
-_JUDGED = np.dtype(
-    [
-        ("label_score", np.float32),  # NaN where there is nothing to judge
-        ("is_doubted", np.bool_),
-        ("is_candidate", np.bool_),
-        ("confidence", np.float32),
-        ("clarity", np.float32),
-    ]
-)
-"""What the probabilities say of an image, as in `labels.Judgements`."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class _Judged:
     images: NDArray[np.void]
-    """`_JUDGED` (N,)."""
+    """`labels.JUDGED` (N,)."""
     calm_shifts: NDArray[np.float32]
     """Shifts of the images whose prediction is the given label."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    label_score: float
-    shift: float
 
 
 def _judge(parts: Sequence[Path], classes: int) -> _Judged:
     """Read the probabilities twice: for the thresholds, and to compare each row with them."""
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_VALUES // max(classes, 1)))
-    confidence = SelfConfidence(classes)
+    survey = Survey(max(1, classes))
     shifts = [np.zeros(0, np.float32)]
     for batch in scan(parts, ["image_id", "status", "label", "pred", "probs", "squeeze_shift"], batch_rows):
         rows, probs = _probabilities(batch, classes)
         labels = integers(batch, "label")
         if len(rows):
             check_probabilities(probs, labels[rows], names=batch.column("image_id").take(rows).to_pylist())
-            confidence.add(probs, labels[rows])
+            survey.add(probs, labels[rows])
         shift = _floats(batch, "squeeze_shift")
         shifts.append(shift[(labels >= 0) & (labels == integers(batch, "pred")) & ~np.isnan(shift)])
-    thresholds = confidence.thresholds(fill_absent=True)
+    standards = survey.standards()
 
-    judged = [np.zeros(0, _JUDGED)]
+    judged = [unjudged(0)]
     for batch in scan(parts, ["image_id", "status", "label", "probs"], batch_rows):
-        into = np.zeros(len(batch), _JUDGED)
-        into["label_score"] = into["confidence"] = into["clarity"] = np.nan
+        into = unjudged(len(batch))
         rows, probs = _probabilities(batch, classes)
         if len(rows):
-            found = judge_labels(probs, integers(batch, "label")[rows], thresholds)
-            for name in _JUDGED.names or ():
-                into[name][rows] = getattr(found, name)
+            into[rows] = standards.judge(probs, integers(batch, "label")[rows])
         judged.append(into)
     return _Judged(np.concatenate(judged), np.concatenate(shifts))
 
@@ -171,12 +163,18 @@ _WRITTEN_FROM = (
 )
 
 
-def _rows(batch: Any, judged: NDArray[np.void], limits: _Limits, names: pa.Array) -> pa.Table:
+def _rows(
+    batch: Any,
+    judged: NDArray[np.void],
+    score: NDArray[np.float32],
+    is_error: NDArray[np.bool_],
+    shift_limit: float,
+    names: pa.Array,
+) -> pa.Table:
     """Apply the rules to one batch."""
     ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
     label, pred = integers(batch, "label"), integers(batch, "pred")
-    disagrees = judged["label_score"] < 0.5
-    is_error = judged["label_score"] <= limits.label_score
+    disagrees = judged["own_share"] < 0.5
 
     overlap = _floats(batch, "evidence_overlap")
     traced = batch.column("pred_box").is_valid().to_numpy(zero_copy_only=False)
@@ -196,7 +194,7 @@ def _rows(batch: Any, judged: NDArray[np.void], limits: _Limits, names: pa.Array
     back = smoothed == label
     # Turning back to the given label is a coincidence that noise seldom makes; turning to any third class is what
     # undecided images do, so there the prediction must have held the majority.
-    is_drift = turned & stays & (shift >= limits.shift) & (back | (judged["confidence"] > 0.5))
+    is_drift = turned & stays & (shift >= shift_limit) & (back | (judged["confidence"] > 0.5))
     # The prediction is what speaks against the label; where smoothing takes it back, nothing does.
     is_mislabeled &= ~(is_drift & back)
     is_ambiguous &= ~(is_drift & back)
@@ -207,7 +205,7 @@ def _rows(batch: Any, judged: NDArray[np.void], limits: _Limits, names: pa.Array
         "status": batch.column("status"),
         "label": batch.column("label"),
         "label_name": batch.column("label_name"),
-        "label_score": _nullable(judged["label_score"]),
+        "label_score": _nullable(score),
         "ambiguity_score": _nullable(judged["clarity"]),
         "drift_score": _nullable(1 - shift),
         "is_mislabeled": is_mislabeled & ok,

@@ -1,8 +1,11 @@
-"""Which given labels the probabilities contradict: confident learning, and a cut that sets itself.
+"""Which given labels the probabilities contradict: how probable it is that each is wrong, and a cut that sets itself.
 
 N images, K classes. Probabilities are out of sample, float16, float32 or float64 (N, K), and are read in chunks of
-rows, twice: `SelfConfidence` gathers the classes' thresholds, `judge_labels` compares each row with them, and
-`choose_cut` needs only what is left of each row. `find_label_errors` is the three in one for an array in memory.
+rows, twice: `Survey` gathers what must be known of all rows, `Standards.judge` compares each row with it, and
+`choose_cut` needs only the few numbers left of each row. `find_label_errors` is all of it for an array in memory.
+
+Labels and probabilities do not tell a wrong label from a mistake of the model (`pipeline.noise`). So the cut does not
+stake all on one explanation: four are weighed alike (`EXPLANATIONS`), and where they differ the estimates say so.
 
 Source of the thresholds and of what "confident" means: Northcutt, Jiang, Chuang, "Confident Learning", JAIR 2021, 3.1.
 """
@@ -17,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ProbabilitiesError
+from pipeline.noise import NoiseModel, Sample
 from pipeline.probs import SUM_TOLERANCE
 
 Labels = NDArray[np.integer]
@@ -32,29 +36,60 @@ _CHUNK_VALUES = 1 << 22
 """Probabilities judged at once: 16 MB in float32."""
 
 
+EXPLANATIONS = ("scattered", "transitions", "confident", "two opinions")
+"""Why a label and a prediction differ, each a probability that the label is wrong:
+
+- *scattered*: wrong labels fall anywhere, whatever the image shows; all else is the model's mistake (`pipeline.noise`);
+- *transitions*: the same, with a rate for each pair of classes;
+- *confident*: of each class as many labels are wrong as confident learning counts, those that another class outdoes
+  most, each as far as it does;
+- *two opinions*: who labels and who predicts find the same images hard. Where a share d of the images as clear as this
+  one is not predicted as labelled, the label is wrong with 1 - d: the prediction is as reliable as it is confirmed.
+
+The last two are never taken to be less than *scattered*, which asks the least of the data.
+"""
+
+_BLOCK_ROWS, _BLOCKS = 100, 50
+"""Images counted as equally clear for *two opinions*: at least so many, in at most so many blocks."""
+
+_EQUAL_F1 = 1e-6
+"""Closer than this, two cuts count as equally good, and the one with fewer flags is taken."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single ==
 class LabelAudit:
     """What out-of-sample probabilities say of N given labels."""
 
     label_score: NDArray[np.float32]
-    """(N,) in [0, 1]: p(given) / (p(given) + p(most probable other class)); below 0.5 another class is more probable;
-    low = suspicious; NaN where no label is given."""
+    """(N,) in [0, 1]: estimated probability that the label is right, the mean over `EXPLANATIONS`; low = suspicious;
+    NaN where no label is given."""
     is_error: NDArray[np.bool_]
     """(N,): the label is called wrong."""
     suggested_label: NDArray[np.int32]
     """(N,): the most probable class; ties go to the given label, then to the lowest index."""
     estimated_errors: float
     """How many of the labels are wrong, in [0, N]."""
+    errors_range: tuple[float, float]
+    """The least and the most wrong labels that an explanation finds."""
     estimated_precision: float
-    """Cautious share of the flags that are right, in [0, 1]: as if only confident doubts were; NaN without flags."""
+    """Estimated share of the flags that are right, in [0, 1]; NaN without flags."""
+    precision_range: tuple[float, float]
+    """The lowest and the highest precision that an explanation gives the flags; NaN without flags."""
+
+    def estimated_prefix_precision(self) -> NDArray[np.float64]:
+        """Return, for every n, the estimated share of wrong labels among the n most suspicious, (labelled rows,)."""
+        wrong = np.sort(1 - self.label_score[~np.isnan(self.label_score)].astype(np.float64))[::-1]
+        means: NDArray[np.float64] = np.cumsum(wrong) / np.arange(1, len(wrong) + 1)
+        return means
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judgements:
     """What the probabilities of n rows say of each row's label; see `judge_labels`."""
 
-    label_score: NDArray[np.float32]
-    """(n,), as in `LabelAudit`."""
+    own_share: NDArray[np.float32]
+    """(n,) in [0, 1]: p(given) / (p(given) + p(most probable other class)); below 0.5 another class is more probable;
+    NaN where no label is given."""
     likely: NDArray[np.int32]
     """(n,): the most probable class; ties go to the given label, then to the lowest index."""
     confident_class: NDArray[np.int32]
@@ -71,13 +106,82 @@ class Judgements:
 
 @dataclass(frozen=True, slots=True)
 class LabelCut:
-    """Where the ranking by `label_score` is cut: a row is called an error where its score is at most `limit`."""
+    """Where the ranking by `label_score` is cut: a label that another class outdoes is called wrong up to `limit`."""
 
     limit: float
-    """In [0, 0.5), or -1: no row is called an error."""
+    """In [0, 1], or -1: no row is called an error."""
     estimated_errors: float
+    errors_range: tuple[float, float]
     estimated_precision: float
+    precision_range: tuple[float, float]
     """As in `LabelAudit`."""
+
+
+JUDGED = np.dtype(
+    [
+        ("own_share", np.float32),  # NaN: nothing to judge
+        ("label", np.int32),
+        ("likely", np.int32),
+        ("is_counted", np.bool_),  # some class is shown confidently
+        ("is_doubted", np.bool_),
+        ("is_candidate", np.bool_),
+        ("confidence", np.float32),
+        ("clarity", np.float32),
+        ("scattered", np.float32),
+        ("transitions", np.float32),
+    ]
+)
+"""What is kept of each row: fields of `Judgements`, and the probability of an error by the fitted explanations."""
+
+
+def unjudged(count: int) -> NDArray[np.void]:
+    """Return `JUDGED` (count,) for rows of which nothing is known."""
+    rows = np.zeros(count, JUDGED)
+    for name in ("own_share", "confidence", "clarity", "scattered", "transitions"):
+        rows[name] = np.nan
+    return rows
+
+
+class Survey:
+    """First pass: what must be known of all rows before one can be judged."""
+
+    def __init__(self, class_count: int) -> None:
+        self._confidence = SelfConfidence(class_count)
+        self._sample = Sample(class_count)
+
+    def add(self, probs: Probabilities, labels: Labels) -> None:
+        """Take in rows (n, K) with labels (n,); label -1 is left out."""
+        self._confidence.add(probs, labels)
+        self._sample.add(probs, labels)
+
+    def standards(self) -> Standards:
+        """Return what rows are compared with."""
+        return Standards(
+            self._confidence.thresholds(fill_absent=True),
+            self._sample.fit(by_class=False),
+            self._sample.fit(by_class=True),
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Standards:
+    """Second pass: what each row is compared with."""
+
+    thresholds: NDArray[np.float64]
+    scattered: NoiseModel
+    transitions: NoiseModel
+
+    def judge(self, probs: Probabilities, labels: Labels) -> NDArray[np.void]:
+        """Return what is to be kept of rows (n, K) with labels (n,), `JUDGED` (n,); each row is judged for itself."""
+        rows = unjudged(len(labels))
+        found = judge_labels(probs, labels, self.thresholds)
+        for name in ("own_share", "likely", "is_doubted", "is_candidate", "confidence", "clarity"):
+            rows[name] = getattr(found, name)
+        rows["label"], rows["is_counted"] = labels, found.confident_class >= 0
+        known = np.flatnonzero(labels >= 0)
+        for name, model in (("scattered", self.scattered), ("transitions", self.transitions)):
+            rows[name][known] = model.error_probability(probs[known], labels[known])
+        return rows
 
 
 class SelfConfidence:
@@ -118,7 +222,7 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
     the exponential of the row's entropy rounded to a whole number: (0.8, 0.2) has two classes in play, (0.95, 0.05)
     one. This asks whether the given label can be read in the image at all, whatever K is.
 
-    Rows with label -1 have score NaN and are neither doubted nor candidates.
+    Rows with label -1 have share NaN and are neither doubted nor candidates.
     """
     values = probs.astype(np.float32) if probs.dtype == np.float16 else probs
     row = np.arange(len(values))
@@ -144,7 +248,7 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
     rank = 1 + (rows > own[disagree, None]).sum(axis=1)
     candidate[disagree] = rank <= np.rint(np.exp(entropy))
     return Judgements(
-        label_score=score,
+        own_share=score,
         likely=likely.astype(np.int32),
         confident_class=confident.astype(np.int32),
         is_doubted=doubted,
@@ -154,30 +258,82 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
     )
 
 
-def choose_cut(label_score: NDArray[np.float32], is_doubted: NDArray[np.bool_]) -> LabelCut:
-    """Set the number of errors between the fewest and the most that the probabilities speak for.
+def explanations(judged: NDArray[np.void]) -> NDArray[np.float32]:
+    """Return how probably each row's label is wrong by each of `EXPLANATIONS`, (4, n); NaN: nothing to judge."""
+    share, scattered = judged["own_share"], judged["scattered"]
+    confident = np.where(_confidently_wrong(judged), 1 - share, 0)
+    disagrees = share < 0.5
+    edges = np.zeros(0, np.float32)
+    known = ~np.isnan(share)
+    blocks = min(_BLOCKS, int(np.count_nonzero(known)) // _BLOCK_ROWS)
+    if blocks > 1:
+        # Edges are values, so that equal rows are in the same block whatever their order.
+        edges = np.unique(np.quantile(judged["confidence"][known], np.arange(1, blocks) / blocks, method="lower"))
+    block = np.searchsorted(edges, judged["confidence"])
+    rows, differ = (np.bincount(block[chosen], minlength=len(edges) + 2) for chosen in (known, known & disagrees))
+    opinion = np.where(disagrees, 1 - (differ / np.maximum(rows, 1))[block], 0)
+    wrong = np.stack([scattered, judged["transitions"], np.fmax(confident, scattered), np.fmax(opinion, scattered)])
+    wrong[:, ~known] = np.nan
+    return wrong.astype(np.float32)
 
-    Few: rows that confidently show another class (`low`); they miss errors on images that are hard to see. Many: all
-    rows where another class is more probable (`high`); they hold the model's own mistakes. With the true number e
-    anywhere between, flagging k rows of a perfect ranking has F1 = 2 min(k, e) / (k + e); the k whose worst case over
-    e is best is sqrt(low * high). So it has no parameter. Rows of equal score are treated alike, so that more than k
-    may be flagged.
+
+def _confidently_wrong(judged: NDArray[np.void]) -> NDArray[np.bool_]:
+    """Return the rows that confident learning prunes, (n,): of each class as many as its calibrated joint counts.
+
+    Of the rows labelled i that confidently show any class, a share shows another one; that share of all rows labelled i
+    is wrong (JAIR 2021, 3.1 and 3.2), here those with the lowest own share.
     """
-    scores = label_score[label_score < 0.5]
-    low, high = int(np.count_nonzero(is_doubted)), len(scores)
-    errors = math.sqrt(low * high)
-    count = round(errors)
-    if not count:
-        return LabelCut(-1.0, errors, math.nan)
-    limit = float(np.partition(scores, count - 1)[count - 1])
-    return LabelCut(limit, errors, math.sqrt(low / high))
+    label, share = judged["label"], judged["own_share"]
+    classes = int(label.max(initial=-1)) + 1
+    images, counted, doubted = (
+        np.bincount(label[(label >= 0) & chosen], minlength=classes)
+        for chosen in (~np.isnan(share), judged["is_counted"], judged["is_doubted"])
+    )
+    wrong = np.rint(images * doubted / np.maximum(counted, doubted + 1))
+    rows = np.flatnonzero(share < 0.5)
+    rows = rows[np.lexsort((share[rows], label[rows]))]
+    starts = np.searchsorted(label[rows], np.arange(classes))
+    place = np.arange(len(rows)) - starts[label[rows]]
+    found = np.zeros(len(judged), dtype=bool)
+    found[rows[place < wrong[label[rows]]]] = True
+    return found
+
+
+def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]:
+    """Return each row's `label_score` (n,), and where to cut it.
+
+    Rows that another class outdoes (own share below 0.5) are flagged from the most suspicious on. With n flags an
+    explanation that gives row i an error with probability q_i expects F1 = 2 sum(q of the flagged) / (n + sum(q)); the
+    cut is where the mean of the four is largest. No parameter is to be set. Rows of equal score are treated alike.
+    """
+    wrong = explanations(judged)
+    score: NDArray[np.float32] = 1 - wrong.mean(axis=0)
+    known = ~np.isnan(score)
+    errors = wrong[:, known].sum(axis=1, dtype=np.float64)
+    expected = (float(errors.mean()), (float(errors.min()), float(errors.max())))
+    rows = np.flatnonzero(judged["own_share"] < 0.5)
+    rows = rows[np.argsort(score[rows], kind="stable")]
+    nothing = LabelCut(-1.0, *expected, math.nan, (math.nan, math.nan))
+    if not len(rows):
+        return score, nothing
+    found = np.cumsum(wrong[:, rows], axis=1, dtype=np.float64)
+    count = np.arange(1, len(rows) + 1)
+    f1 = (2 * found / np.maximum(count + errors[:, None], 1e-9)).mean(axis=0)
+    f1[:-1][np.diff(score[rows]) == 0] = 0  # only where the next score is another one
+    at = int(np.argmax(f1 >= f1.max() - _EQUAL_F1))
+    precision = found[:, at] / count[at]
+    if round(float(found[:, at].mean())) == 0:  # not even one right flag is to be expected
+        return score, nothing
+    return score, LabelCut(
+        float(score[rows[at]]), *expected, float(precision.mean()), (float(precision.min()), float(precision.max()))
+    )
 
 
 def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
     """Say which of N labels are wrong, given out-of-sample probabilities (N, K), K >= 2.
 
     `labels` is (N,) in 0 .. K - 1; -1 is a row without label, which is not judged. No parameter is to be set; ranking
-    and cut are those of `judge_labels` and `choose_cut`. The probabilities are read in chunks and never copied whole.
+    and cut are those of `choose_cut`. The probabilities are read in chunks and never copied whole.
 
     Raises:
         ProbabilitiesError: there are no rows or fewer than two classes; the shapes do not fit each other; a row is
@@ -191,21 +347,34 @@ def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
     if not len(probs):
         raise ProbabilitiesError("there are no probabilities: 0 rows")
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ProbabilitiesError(f"labels must be class indices, not {labels.dtype}")
+        raise ProbabilitiesError(
+            f"labels must be class indices, one per image, not {labels.dtype}; several per image are not supported"
+        )
     labels = labels.astype(np.int64)  # -1 must stay below 0, and unsigned types have no -1
-    confidence = SelfConfidence(probs.shape[1])
+    survey = Survey(max(1, probs.shape[1]))
     for rows in _chunks(probs):
         check_probabilities(probs[rows], labels[rows], first_row=rows.start)
-        confidence.add(probs[rows], labels[rows])
-    thresholds = confidence.thresholds(fill_absent=True)
-    score = np.empty(len(probs), dtype=np.float32)
-    likely = np.empty(len(probs), dtype=np.int32)
-    doubted = np.empty(len(probs), dtype=bool)
+        survey.add(probs[rows], labels[rows])
+    standards = survey.standards()
+    judged = unjudged(len(probs))
     for rows in _chunks(probs):
-        judged = judge_labels(probs[rows], labels[rows], thresholds)
-        score[rows], likely[rows], doubted[rows] = judged.label_score, judged.likely, judged.is_doubted
-    cut = choose_cut(score, doubted)
-    return LabelAudit(score, score <= cut.limit, likely, cut.estimated_errors, cut.estimated_precision)
+        judged[rows] = standards.judge(probs[rows], labels[rows])
+    score, cut = choose_cut(judged)
+    return LabelAudit(
+        label_score=score,
+        is_error=called_wrong(judged, score, cut),
+        suggested_label=judged["likely"],
+        estimated_errors=cut.estimated_errors,
+        errors_range=cut.errors_range,
+        estimated_precision=cut.estimated_precision,
+        precision_range=cut.precision_range,
+    )
+
+
+def called_wrong(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
+    """Return which rows' labels are called wrong, (n,)."""
+    flags: NDArray[np.bool_] = (judged["own_share"] < 0.5) & (score <= np.float32(cut.limit))
+    return flags
 
 
 def check_probabilities(

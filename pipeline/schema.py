@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 1
+VERSION = 2
 
 _POINTS = pa.list_(pa.int32())
 _MASSES = pa.list_(pa.float32())
@@ -96,8 +96,8 @@ AUDIT = _schema(
     _field(
         "label_score",
         pa.float32(),
-        "in [0, 1]: trust in the given label, p(given) / (p(given) + p(most probable other class)); below 0.5 another "
-        "class is more probable; low = suspicious; null where there is no label to judge",
+        "in [0, 1]: estimated probability that the given label is right, by the probabilities alone; low = suspicious; "
+        "null where there is no label to judge",
     ),
     _field(
         "ambiguity_score",

@@ -41,7 +41,11 @@ class ClassSummary:
     ambiguous: int = _means("images with this label that carry `is_ambiguous`")
     adversarial_drift: int = _means("images with this label that carry `is_adversarial_drift`")
     estimated_noise: float | None = _means(
-        "estimated share of these labels that is wrong, by the probabilities alone; null where no image could be judged"
+        "estimated share of these labels that is wrong by the probabilities alone, the mean of 1 - `label_score`; "
+        "null where no image could be judged"
+    )
+    estimated_precision: float | None = _means(
+        "estimated share of right flags among these `mislabeled`, the mean of 1 - `label_score`; null without any"
     )
     accuracy: float | None = _means("share of these images predicted as labelled; null where none was predicted")
     most_confused_with: str | None = _means(
@@ -62,11 +66,18 @@ class Summary:
     judged: int = _means("labels compared with probabilities")
     issues: Mapping[str, int] = _means("rows in issues.parquet, by issue; every issue is named")
     accuracy: float | None = _means("share of predictions that equal the given label; null where there is none")
-    estimated_errors: float | None = _means("estimated number of wrong labels; null where none was judged")
+    estimated_errors: float | None = _means(
+        "estimated number of wrong labels, the sum of 1 - `label_score`; null where none was judged"
+    )
+    estimated_errors_range: tuple[float, float] | None = _means(
+        "the least and the most wrong labels by one of the four explanations that `label_score` averages"
+    )
     estimated_noise: float | None = _means("`estimated_errors` as a share of `judged`")
     estimated_precision: float | None = _means(
-        "estimated share of right flags among the labels that the probabilities call wrong, on the cautious side: as "
-        "if only those were right where the image confidently shows another class; null where none is called wrong"
+        "estimated share of right flags among the labels that the probabilities call wrong; null where none is"
+    )
+    estimated_precision_range: tuple[float, float] | None = _means(
+        "the lowest and the highest precision by one of the explanations: how sure `estimated_precision` is"
     )
     classes: tuple[ClassSummary, ...] = _means("one entry per class, in class order")
 
@@ -79,7 +90,7 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
     cut = read_label_cut(run)
     counts = _Counts(len(class_names))
     for batch in scan([run.audit], ["status", "label", "label_score", *_FLAGS]):
-        counts.add_audit(batch, cut.limit)
+        counts.add_audit(batch)
     for batch in scan(run.evidence_parts(), ["status", "label", "pred"]):
         counts.add_predictions(batch)
     judged = int(counts.judged.sum())
@@ -92,8 +103,10 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
         issues=_issue_counts(run),
         accuracy=_share(counts.right.sum(), counts.predicted.sum()),
         estimated_errors=cut.estimated_errors if judged else None,
+        estimated_errors_range=cut.errors_range if judged else None,
         estimated_noise=_share(cut.estimated_errors, judged),
         estimated_precision=None if math.isnan(cut.estimated_precision) else cut.estimated_precision,
+        estimated_precision_range=None if math.isnan(cut.estimated_precision) else cut.precision_range,
         classes=tuple(counts.of_class(label, class_names) for label in range(len(class_names))),
     )
     write_json(asdict(summary), run.summary)
@@ -106,23 +119,27 @@ class _Counts:
     def __init__(self, classes: int) -> None:
         self._classes = classes
         self.images = self.ok = 0
-        self.given, self.judged, self.wrong, self.predicted, self.right, self.flagged = np.zeros((6, classes), np.int64)
+        self.given, self.judged, self.predicted, self.right, self.flagged = np.zeros((5, classes), np.int64)
+        self.wrong, self.wrong_flags = np.zeros((2, classes))
         self.flags = {flag: np.zeros(classes, np.int64) for flag in _FLAGS}
         self._confusions: dict[int, dict[int, int]] = {}
 
-    def add_audit(self, batch: Any, limit: float) -> None:
+    def add_audit(self, batch: Any) -> None:
         label = integers(batch, "label")
         score = batch.column("label_score").to_numpy(zero_copy_only=False)
         self.images += len(batch)
         self.ok += pc.sum(pc.equal(batch.column("status"), "ok")).as_py() or 0
         self.given += self._tally(label)
         self.judged += self._tally(label[~np.isnan(score)])
-        self.wrong += self._tally(label[score <= limit])
+        wrong = np.nan_to_num(1 - score.astype(np.float64))
+        self.wrong += self._tally(label, wrong)
         any_flag = np.zeros(len(batch), bool)
         for name, count in self.flags.items():
             flag = batch.column(name).to_numpy(zero_copy_only=False)
             count += self._tally(label[flag])
             any_flag |= flag
+            if name == "is_mislabeled":
+                self.wrong_flags += self._tally(label[flag], wrong[flag])
         self.flagged += self._tally(label[any_flag])
 
     def add_predictions(self, batch: Any) -> None:
@@ -149,13 +166,15 @@ class _Counts:
             ambiguous=int(self.flags["is_ambiguous"][label]),
             adversarial_drift=int(self.flags["is_adversarial_drift"][label]),
             estimated_noise=_share(self.wrong[label], self.judged[label]),
+            estimated_precision=_share(self.wrong_flags[label], self.flags["is_mislabeled"][label]),
             accuracy=_share(self.right[label], self.predicted[label]),
             most_confused_with=None if most is None else names[most],
             confused_images=0 if most is None else confused[most],
         )
 
-    def _tally(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.bincount(labels[labels >= 0], minlength=self._classes)
+    def _tally(self, labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> NDArray[Any]:
+        known = labels >= 0
+        return np.bincount(labels[known], weights=None if weights is None else weights[known], minlength=self._classes)
 
 
 def _issue_counts(run: RunFolder) -> dict[str, int]:

@@ -58,7 +58,7 @@ def test_every_file_of_a_run_is_there_under_its_schema(run):
     assert len(run.evidence_parts()) == 3
     for part in run.evidence_parts():
         assert pq.read_schema(part).equals(schema.EVIDENCE)
-        assert pq.read_schema(part).metadata[b"fixaudit.schema"] == b"1"
+        assert pq.read_schema(part).metadata[b"fixaudit.schema"] == str(schema.VERSION).encode()
     assert pq.read_schema(run.audit).equals(schema.AUDIT)
     assert pq.read_schema(run.issues).equals(schema.ISSUES_TABLE)
     facts = json.loads(run.run_json.read_text())

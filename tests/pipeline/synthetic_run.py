@@ -230,8 +230,10 @@ def _summary(rows: list[dict], images: list[Drawn], issues: list[dict]) -> Summa
         issues={name: sum(issue["issue"] == name for issue in issues) for name in schema.ISSUES},
         accuracy=sum(row["label"] == row["pred"] for row in ok) / len(ok) if ok else None,
         estimated_errors=1.92,
+        estimated_errors_range=(1.1, 3.0),
         estimated_noise=0.048,
         estimated_precision=0.83,
+        estimated_precision_range=(0.6, 0.95),
         classes=tuple(
             ClassSummary(
                 label=label,
@@ -243,6 +245,7 @@ def _summary(rows: list[dict], images: list[Drawn], issues: list[dict]) -> Summa
                 adversarial_drift=sum(image.label == label and "adversarial_drift" in image.issues for image in images),
                 accuracy=0.9 - label / 10 if label else None,
                 estimated_noise=label * 0.01 / 3,
+                estimated_precision=0.9 if label else None,
                 most_confused_with=CLASSES[label - 1] if label else None,
                 confused_images=label,
             )

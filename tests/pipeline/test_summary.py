@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 
 from pipeline import schema
@@ -37,7 +37,7 @@ ROWS = [
 
 @pytest.mark.parametrize("part_size", [3, 100])
 def test_every_number_counted_by_hand(tmp_path, part_size):
-    _, summary = summarised(tmp_path, ROWS, part_size=part_size)
+    run, summary = summarised(tmp_path, ROWS, part_size=part_size)
     assert summary.schema == schema.VERSION
     assert (summary.images, summary.ok, summary.error, summary.judged) == (86, 84, 2, 84)
     assert summary.issues == {
@@ -48,9 +48,15 @@ def test_every_number_counted_by_hand(tmp_path, part_size):
         "unreadable": 2,
     }
     assert summary.accuracy == pytest.approx(80 / 84)
-    assert summary.estimated_errors == pytest.approx(math.sqrt(3 * 4))
-    assert summary.estimated_noise == pytest.approx(math.sqrt(3 * 4) / 84)
-    assert summary.estimated_precision == pytest.approx(math.sqrt(3 / 4))
+    audit = pd.read_parquet(run.audit)
+    wrong = 1 - audit.label_score.astype(float)
+    of_cats = wrong[audit.label == 0]
+    assert 3 < wrong.sum() < 4
+    assert summary.estimated_errors == pytest.approx(wrong.sum())
+    assert summary.estimated_errors_range[0] < wrong.sum() < summary.estimated_errors_range[1]
+    assert summary.estimated_noise == pytest.approx(wrong.sum() / 84)
+    assert summary.estimated_precision == pytest.approx(wrong[audit.is_mislabeled].mean())
+    assert summary.estimated_precision_range[0] < summary.estimated_precision < summary.estimated_precision_range[1]
     cat, dog, owl = (asdict(one) for one in summary.classes)
     assert cat == {
         "label": 0,
@@ -60,7 +66,8 @@ def test_every_number_counted_by_hand(tmp_path, part_size):
         "mislabeled": 3,
         "ambiguous": 0,
         "adversarial_drift": 0,
-        "estimated_noise": pytest.approx(3 / 43),
+        "estimated_noise": pytest.approx(of_cats.sum() / 43),
+        "estimated_precision": pytest.approx(of_cats[audit.is_mislabeled].mean()),
         "accuracy": pytest.approx(40 / 43),
         "most_confused_with": "dog",
         "confused_images": 2,
@@ -73,7 +80,8 @@ def test_every_number_counted_by_hand(tmp_path, part_size):
         "mislabeled": 0,
         "ambiguous": 1,
         "adversarial_drift": 0,
-        "estimated_noise": 0,
+        "estimated_noise": pytest.approx(wrong[audit.label == 1].sum() / 41),
+        "estimated_precision": None,
         "accuracy": pytest.approx(40 / 41),
         "most_confused_with": "cat",
         "confused_images": 1,
@@ -87,6 +95,7 @@ def test_every_number_counted_by_hand(tmp_path, part_size):
         "ambiguous": 0,
         "adversarial_drift": 0,
         "estimated_noise": None,
+        "estimated_precision": None,
         "accuracy": None,
         "most_confused_with": None,
         "confused_images": 0,
@@ -127,7 +136,7 @@ def test_nothing_readable_has_no_shares(tmp_path, rows):
 
 def test_no_doubt_is_no_noise_and_no_precision(tmp_path):
     _, summary = summarised(tmp_path, clear(20, 0) + clear(20, 1))
-    assert summary.estimated_noise == 0
+    assert summary.estimated_noise < 0.001
     assert summary.estimated_precision is None
     assert summary.accuracy == 1
 
@@ -140,8 +149,8 @@ def test_one_class_only(tmp_path):
 def test_two_images(tmp_path):
     _, summary = summarised(tmp_path, [image("a.png", 0, [0.9, 0.05, 0.05]), image("b.png", 0, [0.05, 0.9, 0.05])])
     assert summary.issues["mislabeled"] == 1
-    assert summary.estimated_errors == 1
-    assert summary.classes[0].estimated_noise == 0.5
+    assert 0.5 < summary.estimated_errors < 1
+    assert 0.25 < summary.classes[0].estimated_noise < 0.5
 
 
 def test_needs_the_issues(tmp_path):
