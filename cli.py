@@ -28,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+_EXCEEDED = 1
 _WRONG = 2
 _STOPPED = 130
 _SETTINGS = {setting.name: setting for setting in fields(RunConfig)}
@@ -125,6 +126,8 @@ def run(
     engine: Engine = None,
     workers: Annotated[Text, _option("workers", metavar="N")] = None,
     device: Annotated[Text, _option("device")] = None,
+    fail_on: Annotated[Text, _option("fail_on", metavar="LIMITS")] = None,
+    junit: Annotated[Text, _option("junit", metavar="FILE")] = None,
     overwrite: Annotated[bool | None, _option("overwrite", "--overwrite", metavar=None)] = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -140,6 +143,10 @@ def run(
         _print_json(_facts(result))
     else:
         _print_result(result)
+    for line in result.exceeded:
+        print(f"over the limit: {line}", file=sys.stderr)
+    if result.exceeded:
+        raise typer.Exit(_EXCEEDED)
 
 
 @app.command()
@@ -292,7 +299,7 @@ def doctor(as_json: Json = False, debug: Debug = False) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code: 0 done, 2 error, 130 stopped by Ctrl-C."""
+    """Run the command and return its exit code: 0 done, 1 findings exceed --fail-on, 2 error, 130 stopped by Ctrl-C."""
     told = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(told or ["--help"], prog_name="fixaudit", standalone_mode=False)
@@ -324,6 +331,7 @@ def _facts(result: RunResult) -> dict[str, Any]:
         "seconds": result.seconds,
         "counts": result.counts,
         "warnings": list(result.warnings),
+        "exceeded": list(result.exceeded),
     }
 
 

@@ -40,6 +40,7 @@ from pipeline.errors import DatasetError, RunFolderError
 from pipeline.evidence import EvidenceStep
 from pipeline.files import write_json, write_parquet
 from pipeline.folds import fold_warnings
+from pipeline.gate import parse_gates, require_classes, write_junit
 from pipeline.images import decode_shard
 from pipeline.issues import write_issues
 from pipeline.judge import JudgePlan
@@ -68,6 +69,8 @@ class RunResult:
     """What the user should know, a line each."""
     first_issue: str | None
     """image_id of the most suspicious image that can be drawn; None where nothing is flagged."""
+    exceeded: tuple[str, ...]
+    """What exceeds the limits of `fail_on`, a sentence each."""
 
 
 def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResult:
@@ -113,6 +116,8 @@ class _Run:
                 assert loaded is not None
                 names = resolve_classes(loaded, manifest.class_names)
                 manifest = manifest if names == manifest.class_names else self._read_manifest(names)
+        gates = parse_gates(config.fail_on or "")
+        require_classes(gates, manifest.class_names)
         digest = self._digest(manifest, loaded)
         folder = self._folder(digest)
         goes_on = claim_folder(folder, digest, overwrite=config.overwrite)
@@ -134,18 +139,21 @@ class _Run:
         with self._timed("audit"):
             write_audit(folder, manifest.class_names)
             write_issues(folder)
-            write_summary(folder, manifest.class_names)
+            summary = dataclasses.asdict(write_summary(folder, manifest.class_names))
         with self._timed("report"):
             write_report(folder)
         counts = _counts(folder)
         write_json(self._facts(manifest, loaded, prepared.plan, counts), folder.run_json)
         shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
+        if config.junit is not None:
+            write_junit(Path(config.junit), gates, summary)
         return RunResult(
             folder=folder,
             counts=counts,
             seconds=self._seconds(),
             warnings=tuple(self.warnings),
             first_issue=_first_issue(folder),
+            exceeded=tuple(line for gate in gates for line in gate.exceeded(summary)),
         )
 
     def _read_manifest(self, class_names: Sequence[str] | None) -> Manifest:

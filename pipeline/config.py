@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.errors import ConfigError
+from pipeline.gate import parse_gates
 from pipeline.geometry import InputSpec
 
 PREFIX = "FIXAUDIT_"
@@ -104,6 +105,11 @@ class RunConfig:
         ),
     )
     device: Device = field(default="auto", metadata=_place("where networks run: auto, cpu or cuda"))
+    fail_on: str | None = field(
+        default=None,
+        metadata=_place('end with code 1 where findings exceed this: "mislabeled > 2%; flagged in any class > 20%"'),
+    )
+    junit: str | None = field(default=None, metadata=_place("also write what --fail-on found as JUnit XML, for a CI"))
     overwrite: bool = field(default=False, metadata=_place("replace a complete run of the same name"))
 
     def fingerprint(self) -> str:
@@ -141,6 +147,8 @@ def resolve_config(toml: Path | None, environ: Mapping[str, str], flags: Mapping
         if value is not None:
             _require_known(key, key, "the flags")
             told[key] = _checked(key, _parsed(key, value), f"--{key.replace('_', '-')}")
+    if "probs" in told:
+        told.setdefault("predict", "probs")  # there is nothing else to do with them
     config = RunConfig(**told)
     if config.predict == "probe" and config.model is None:
         config = replace(config, model=DEFAULT_BACKBONE)
@@ -159,6 +167,7 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"--probs is for --predict probs, not for {config.predict}; leave out one of the two")
     if config.weights is not None and config.model is None:
         raise ConfigError("--weights needs the network that they fit: give --model")
+    parse_gates(config.fail_on or "")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

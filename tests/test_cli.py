@@ -228,3 +228,32 @@ def test_what_evaluate_cannot_do_is_one_line(annotated, change, words):
     assert found.exit_code == 2
     assert words in found.stderr
     assert len(found.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [("unreadable > 0", 1), ("unreadable > 50%; mislabeled > 99%", 0), ("flagged in rot >= 0", 1)],
+)
+def test_findings_beyond_the_limits_end_with_code_1_and_a_run_folder(dataset, tmp_path, limits, code):
+    ids = sorted(str(path.relative_to(dataset)).replace("\\", "/") for path in dataset.glob("*/*.*"))
+    rows = ["image_id,rot,blå", *(f"{one},0.9,0.1" if one.startswith("rot") else f"{one},0.2,0.8" for one in ids)]
+    probs = tmp_path / "probs.csv"
+    probs.write_text("\n".join(row for row in rows if not row.startswith("rot/notes")), encoding="utf-8")
+    told = ["--probs", str(probs), "--engine", "inprocess", "--out", str(tmp_path), "--name", "r", "--quiet"]
+    junit = tmp_path / "ci" / "audit.xml"
+    result = runner.invoke(cli.app, ["run", str(dataset), *told, "--fail-on", limits, "--junit", str(junit)])
+    assert result.exit_code == code, result.output
+    assert ("over the limit: " in result.stderr) == bool(code)
+    assert RunFolder(tmp_path / "r").is_complete
+    assert f'failures="{code}"' in junit.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("limits", ["mislabeled > 2% in cat", "mislabeled in hund > 2"])
+def test_limits_that_make_no_sense_are_told_before_the_work(dataset, tmp_path, limits):
+    result = runner.invoke(
+        cli.app, ["run", str(dataset), "--predict", "train", "--out", str(tmp_path), "--fail-on", limits]
+    )
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: --fail-on")
+    assert result.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
