@@ -1,62 +1,156 @@
-"""Images that are there twice with different labels: the same bytes, so at most one label is right.
+"""Images that are there twice, with different labels or in different splits: the same bytes, or the same picture.
 
-N images. Of all of them 8 bytes are held each; names are read only for those that have a twin.
+N images. The same picture saved anew (resized, compressed, recoloured a little) has other bytes and nearly the same
+thumbnail: grey, 8 x 8, less its mean, at unit length. Two such thumbnails that correlate by `SAME_PICTURE` are one
+picture. They are found by a k-d tree (scipy) over their lowest frequencies: an orthonormal transform keeps distances,
+and to leave out frequencies can only make them smaller, so that nothing near is missed; candidates are then compared
+whole. Of each image some 400 bytes are held; names are read only for those that have a twin.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.fft import dctn
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import KDTree
 
 from pipeline.audit import scan
 
-_PREFIX = 15
-"""Hex digits of a digest that fit an int64; whole digests are compared where these agree."""
+SAME_PICTURE = 0.995
+"""Correlation from which two thumbnails are one picture. Measured (benchmarks/near_duplicates.py): photographs
+compressed to JPEG quality 30, halved, blurred or at lower contrast stay above 0.998, different ones below 0.93."""
+
+THUMBNAIL = 8
+_LOWEST = 4
+"""Frequencies along each side that the tree looks at: 15 numbers without the mean, most of a picture's variance."""
+
+_FLAT = 2.0
+"""Deviation of a thumbnail's grey levels below which there is no picture in it to compare; noise would decide."""
+
+_NEIGHBOURS = 8
+"""Twins asked for of each picture; of more than that, the twins of its twins are found too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """One of several files with the same bytes."""
+    """One of several files with the same picture."""
 
     image_id: str
     label_name: str
+    split: str
+    """Empty where the dataset has no splits."""
+    sha256: str
 
 
-def conflicting_copies(parts: Sequence[Path]) -> list[tuple[Twin, ...]]:
-    """Return the groups of readable images with the same SHA-256 and more than one label, members by image_id.
+def thumbnail(picture: Image.Image) -> bytes:
+    """Return a picture's thumbnail as it is stored: 8 x 8 grey levels, row by row."""
+    grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+    return grey.tobytes()
+
+
+def conflicting_copies(parts: Sequence[Path], manifest: Path | None = None) -> list[tuple[Twin, ...]]:
+    """Return the groups of readable images of one picture with more than one label or split, members by image_id.
 
     Groups are in the order of their first member. Labels are compared by name, so that an unknown one counts too.
+    `manifest` is where the splits are; without it, or them, only labels are compared.
     """
-    prefixes = [np.zeros(0, np.int64)]
-    for batch in scan(parts, ["status", "sha256"]):
-        prefixes.append(_prefixes(batch.filter(_readable(batch))))
-    values, times = np.unique(np.concatenate(prefixes), return_counts=True)
-    repeated = values[times > 1]
+    digests, thumbnails = [pa.array([], pa.string())], [np.zeros((0, THUMBNAIL**2), np.uint8)]
+    for batch in scan(parts, ["status", "sha256", "thumbnail"]):
+        readable = batch.filter(_readable(batch))
+        digests.append(readable.column("sha256"))
+        thumbnails.append(_levels(readable.column("thumbnail")))
+    group = _groups(pa.chunked_array(digests), np.concatenate(thumbnails))
+    repeated = np.flatnonzero(np.bincount(group) > 1) if len(group) else np.zeros(0, np.int64)
     if not len(repeated):
         return []
-    groups: dict[str, list[Twin]] = {}
+    members: dict[int, list[Twin]] = {}
+    start = 0
     for batch in scan(parts, ["image_id", "status", "sha256", "label_name"]):
         readable = batch.filter(_readable(batch))
-        twins = readable.filter(np.isin(_prefixes(readable), repeated))
-        for row in twins.to_pylist():
-            groups.setdefault(row["sha256"], []).append(Twin(row["image_id"], row["label_name"] or ""))
-    conflicts = [
-        tuple(sorted(group, key=lambda twin: twin.image_id))
-        for group in groups.values()
-        if len({twin.label_name for twin in group}) > 1
+        of_rows = group[start : start + len(readable)]
+        start += len(readable)
+        chosen = np.isin(of_rows, repeated)
+        for row, number in zip(readable.filter(pa.array(chosen)).to_pylist(), of_rows[chosen].tolist(), strict=True):
+            twin = Twin(row["image_id"], row["label_name"] or "", "", row["sha256"])
+            members.setdefault(number, []).append(twin)
+    split = _splits(manifest, [twin.image_id for twins in members.values() for twin in twins])
+    groups = [
+        tuple(
+            sorted(
+                (Twin(one.image_id, one.label_name, split.get(one.image_id, ""), one.sha256) for one in twins),
+                key=lambda twin: twin.image_id,
+            )
+        )
+        for twins in members.values()
     ]
-    return sorted(conflicts, key=lambda group: group[0].image_id)
+    conflicts = [twins for twins in groups if len({one.label_name for one in twins}) > 1 or is_leak(twins)]
+    return sorted(conflicts, key=lambda twins: twins[0].image_id)
+
+
+def is_leak(twins: Sequence[Twin]) -> bool:
+    """Return whether the copies are in more than one split."""
+    return len({twin.split for twin in twins if twin.split}) > 1
+
+
+def _groups(digests: Any, thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the number of each image's group, (N,): the same bytes, or the same picture, or by way of a third."""
+    numbered = digests.dictionary_encode().unify_dictionaries().combine_chunks()
+    _, first, same = np.unique(numbered.indices.to_numpy(), return_index=True, return_inverse=True)
+    pairs = near_pairs(thumbnails[first])
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(first), len(first)))
+    _, group = connected_components(links, directed=False)
+    numbers: NDArray[np.int64] = group.astype(np.int64)[same]
+    return numbers
+
+
+def near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Return the pairs of one picture, (P, 2), the lower index first, of uint8 (N, 64) thumbnails."""
+    grey = thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.float32)
+    grey -= grey.mean(axis=(1, 2), keepdims=True)
+    length = np.sqrt(np.square(grey).sum(axis=(1, 2)))
+    shown = np.flatnonzero(length > _FLAT * THUMBNAIL)
+    if len(shown) < 2:
+        return np.zeros((0, 2), np.int64)
+    unit = grey[shown] / length[shown, None, None]
+    low = dctn(unit, axes=(1, 2), norm="ortho")[:, :_LOWEST, :_LOWEST].reshape(len(unit), -1)[:, 1:]
+    radius = math.sqrt(2 * (1 - SAME_PICTURE))  # of two vectors of unit length
+    count = min(_NEIGHBOURS + 1, len(unit))
+    distance, other = KDTree(low).query(low, k=count, distance_upper_bound=radius * (1 + 1e-6))
+    row, place = np.nonzero(np.isfinite(distance))
+    column = other[row, place]
+    ordered = np.unique(np.sort(np.stack([row, column], axis=1)[row != column], axis=1), axis=0)
+    agree = np.einsum("nij,nij->n", unit[ordered[:, 0]], unit[ordered[:, 1]]) >= SAME_PICTURE
+    found: NDArray[np.int64] = shown[ordered[agree]]
+    return found
+
+
+def _levels(column: Any) -> NDArray[np.uint8]:
+    """Return a column of thumbnails as uint8 (n, 64); zeros, which are never compared, where there is none."""
+    filled = column.fill_null(bytes(THUMBNAIL**2))
+    flat = np.frombuffer(b"".join(filled.to_pylist()), np.uint8)
+    return flat.reshape(len(column), THUMBNAIL**2)
+
+
+def _splits(manifest: Path | None, image_ids: Sequence[str]) -> dict[str, str]:
+    if manifest is None or not manifest.is_file():
+        return {}
+    wanted = pa.array(image_ids, pa.string())
+    table = pq.read_table(manifest, columns=["image_id", "split"])
+    found = table.filter(pc.is_in(table["image_id"], value_set=wanted))
+    return {row["image_id"]: row["split"] or "" for row in found.to_pylist()}
 
 
 def _readable(batch: Any) -> Any:
     return pc.and_(pc.equal(batch.column("status"), "ok"), batch.column("sha256").is_valid())
-
-
-def _prefixes(batch: Any) -> NDArray[np.int64]:
-    return np.array([int(digest[:_PREFIX], 16) for digest in batch.column("sha256").to_pylist()], dtype=np.int64)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import schema
+from pipeline.duplicates import thumbnail
 from pipeline.geometry import InputSpec, seen_region
 from pipeline.manifest import Shard
 from pipeline.rgb import ImageError, read_rgb
@@ -31,7 +32,7 @@ _LONGEST = 1 << 22
 """Longest side in pixels; Pillow keeps the box to resample in float32, which beyond cannot tell half pixels apart."""
 _WORTH_THREADS = 200 * 200
 """Pixels of an image from which threads gain: below, Python's own work, one thread at a time, is most of decoding."""
-_FOUND = ("sha256", "width", "height", "status", "error")
+_FOUND = ("sha256", "thumbnail", "width", "height", "status", "error")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,6 +45,8 @@ class DecodedImage:
     """Original width in pixels, after EXIF rotation."""
     height: int
     """Original height in pixels, after EXIF rotation."""
+    thumbnail: bytes
+    """The whole image in little, by which `pipeline.duplicates` finds it again."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,7 +56,7 @@ class DecodedShard:
     index: int
     """The shard's number."""
     rows: pa.Table
-    """n rows: `Shard.rows`, and the columns `sha256`, `width`, `height`, `status`, `error` of `schema.EVIDENCE`."""
+    """n rows: `Shard.rows`, and the columns `sha256` to `error` of `schema.EVIDENCE`."""
     pixels: NDArray[np.uint8]
     """uint8 (n, S, S, 3), RGB; zeros where `status` is `error`."""
 
@@ -73,7 +76,7 @@ def decode_image(data: bytes, spec: InputSpec) -> DecodedImage:
         )
     region = seen_region(picture.width, picture.height, spec)
     seen = picture.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=region.box)
-    return DecodedImage(np.array(seen), picture.width, picture.height)
+    return DecodedImage(np.array(seen), picture.width, picture.height, thumbnail(picture))
 
 
 def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -> DecodedShard:
@@ -100,7 +103,8 @@ def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -
         except ImageError as error:
             return {**result, "status": "error", "error": str(error)}
         pixels[number] = image.pixels
-        return {**result, "width": image.width, "height": image.height, "status": "ok"}
+        told = {"thumbnail": image.thumbnail, "width": image.width, "height": image.height}
+        return {**result, **told, "status": "ok"}
 
     todo = list(zip(range(len(pixels)), *(shard.rows[name].to_pylist() for name in ("uri", "problem")), strict=True))
     results = []

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import reasons, schema
 from pipeline.audit import read_audited_classes, scan
-from pipeline.duplicates import Twin, conflicting_copies
+from pipeline.duplicates import Twin, conflicting_copies, is_leak
 from pipeline.errors import RunFolderError
 from pipeline.files import write_parquet
 from pipeline.reasons import Copy, Seen, Smoothed
@@ -47,7 +47,7 @@ def write_issues(run: RunFolder) -> None:
     Raises RunFolderError where audit.parquet is missing or belongs to other evidence.
     """
     names = read_audited_classes(run)
-    rows = [pa.Table.from_pylist(_duplicate_rows(conflicting_copies(run.evidence_parts())), _UNRANKED)]
+    rows = [pa.Table.from_pylist(_duplicate_rows(conflicting_copies(run.evidence_parts(), run.manifest)), _UNRANKED)]
     for audited, evidence in _flagged(run):
         found = (issue for pair in zip(audited, evidence, strict=True) for issue in _issues_of(*pair, names))
         rows.append(pa.Table.from_pylist(list(found), _UNRANKED))
@@ -134,14 +134,24 @@ def _duplicate_rows(groups: list[tuple[Twin, ...]]) -> list[dict[str, Any]]:
 
 
 def _conflict(group: tuple[Twin, ...]) -> list[dict[str, Any]]:
+    """Return a row for each copy that another one contradicts by its label or lies beside in another split."""
     votes = Counter(twin.label_name for twin in group)
-    (most, count), (_, next_count) = votes.most_common(2)
+    (most, count), *rest = votes.most_common(2)
+    decided = not rest or count > rest[0][1]
+    leak = is_leak(group)
     rows = []
     for twin in group:
-        others = [Copy(other.image_id, other.label_name) for other in group if other.label_name != twin.label_name]
-        suggested = most if count > next_count and twin.label_name != most else None
+        copies = [
+            Copy(other.image_id, other.label_name, other.split, same_bytes=other.sha256 == twin.sha256)
+            for other in group
+            if other.label_name != twin.label_name or (leak and other.split != twin.split)
+        ]
+        if not copies:
+            continue
+        suggested = most if decided and twin.label_name != most else None
+        reason = reasons.duplicate_conflict(Copy(twin.image_id, twin.label_name, twin.split, same_bytes=True), copies)
         share = votes[twin.label_name] / len(group)
-        rows.append(_row(asdict(twin), "duplicate_conflict", share, suggested, reasons.duplicate_conflict(others)))
+        rows.append(_row(asdict(twin), "duplicate_conflict", share, suggested, reason))
     return rows
 
 

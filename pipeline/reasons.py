@@ -52,10 +52,13 @@ class Smoothed:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Another image with the same bytes and another label."""
+    """Another image of the same picture."""
 
     image_id: str
     label_name: str
+    split: str
+    same_bytes: bool
+    """False: another file that looks the same."""
 
 
 def mislabeled(seen: Seen) -> str:
@@ -101,12 +104,28 @@ def adversarial_drift(seen: Seen, smoothed: Smoothed) -> str:
     )
 
 
-def duplicate_conflict(others: Sequence[Copy]) -> str:
-    """Name the copies, at least one, that carry other labels."""
-    named = [f"{quoted(copy.label_name)} ({printable(copy.image_id)})" for copy in others[:_NAMED_COPIES]]
-    more = len(others) - len(named)
-    listed = ", ".join(named) + (f", and in {amount(more, 'more copy', 'more copies')} otherwise" if more else "")
-    return f"The same file, byte for byte, is also labelled {listed}; at most one of these labels can be right."
+def duplicate_conflict(image: Copy, others: Sequence[Copy]) -> str:
+    """Name the copies, at least one, that carry other labels, and those in other splits."""
+    sentences = []
+    labelled = [copy for copy in others if copy.label_name != image.label_name]
+    if labelled:
+        named = [f"{quoted(copy.label_name)} ({printable(copy.image_id)})" for copy in labelled[:_NAMED_COPIES]]
+        more = len(labelled) - len(named)
+        listed = ", ".join(named) + (f", and in {amount(more, 'more copy', 'more copies')} otherwise" if more else "")
+        if all(copy.same_bytes for copy in labelled):
+            sentences.append(
+                f"The same file, byte for byte, is also labelled {listed}; at most one of these labels can be right."
+            )
+        else:
+            sentences.append(f"Nearly the same picture is also labelled {listed}; can more than one label be right?")
+    elsewhere = [copy for copy in others if copy.split != image.split]
+    if elsewhere and image.split:
+        named = [f"{quoted(copy.split)} ({printable(copy.image_id)})" for copy in elsewhere[:_NAMED_COPIES]]
+        more = len(elsewhere) - len(named)
+        listed = ", ".join(named) + (f", and {amount(more, 'more copy', 'more copies')}" if more else "")
+        what = "the same file" if all(copy.same_bytes for copy in elsewhere) else "nearly the same picture"
+        sentences.append(f"A leak between splits: {what} as in {quoted(image.split)} is also in {listed}.")
+    return " ".join(sentences)
 
 
 def unreadable(error: str | None) -> str:

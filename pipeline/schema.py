@@ -59,6 +59,9 @@ EVIDENCE = _schema(
     _IMAGE_ID,
     _URI,
     _field("sha256", pa.string(), "digest of the file's bytes; null when it could not be read"),
+    _field(
+        "thumbnail", pa.binary(64), "8 x 8 grey levels, row by row, of the whole image; null when it could not be read"
+    ),
     _field("width", pa.int32(), "original width in pixels, after EXIF rotation"),
     _field("height", pa.int32(), "original height in pixels, after EXIF rotation"),
     _field("status", pa.string(), "`ok`, or `error`: the image could not be audited"),
@@ -147,7 +150,8 @@ ISSUES_TABLE = _schema(
         "score",
         pa.float32(),
         "the score behind the issue, in [0, 1], low = suspicious: `label_score`, `ambiguity_score`, `drift_score`; for "
-        "`duplicate_conflict` the share of the copies that carry this label; null for `unreadable`",
+        "`duplicate_conflict` the share of the copies that carry this label (1: only their splits differ); null for "
+        "`unreadable`",
     ),
     _LABEL_NAME,
     _field(

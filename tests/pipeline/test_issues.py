@@ -137,7 +137,9 @@ SEEN = Seen(
         reasons.mislabeled(SEEN),
         reasons.ambiguous(SEEN),
         reasons.adversarial_drift(SEEN, Smoothed(pred_name="\x00", shift=1.0, overlap=0.9)),
-        reasons.duplicate_conflict([Copy("x\r\ny.png", "\u2028")]),
+        reasons.duplicate_conflict(
+            Copy("a", "b", "tr\nain", same_bytes=True), [Copy("x\r\ny.png", "\u2028", "te\rst", same_bytes=False)]
+        ),
         reasons.unreadable("Traceback:\n  no"),
         reasons.unreadable(""),
         reasons.unreadable("cannot decode."),
@@ -151,12 +153,13 @@ def test_sentences_are_whole_and_on_one_line_whatever_the_names(sentence):
 
 
 def test_copies_beyond_three_are_counted():
-    others = [Copy(f"{at}.png", "dog") for at in range(5)]
-    assert reasons.duplicate_conflict(others) == (
+    image = Copy("x.png", "cat", "", same_bytes=True)
+    others = [Copy(f"{at}.png", "dog", "", same_bytes=True) for at in range(5)]
+    assert reasons.duplicate_conflict(image, others) == (
         "The same file, byte for byte, is also labelled 'dog' (0.png), 'dog' (1.png), 'dog' (2.png), and in 2 more "
         "copies otherwise; at most one of these labels can be right."
     )
-    assert "and in 1 more copy otherwise;" in reasons.duplicate_conflict(others[:4])
+    assert "and in 1 more copy otherwise;" in reasons.duplicate_conflict(image, others[:4])
 
 
 def test_copies_stay_together_the_lonelier_label_first(tmp_path):
