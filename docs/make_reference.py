@@ -160,6 +160,7 @@ def _json_type(annotation: str) -> str:
         "Mapping[str, int]": "object of integers",
         "tuple[float, float] | None": "two numbers or null",
         "tuple[ClassSummary, ...]": "list of objects",
+        "tuple[Shortcut, ...]": "list of objects",
     }
     return words[annotation]
 

@@ -34,6 +34,7 @@ _CLASS_COLUMNS = (
     ("mislabeled", "Mislabeled", count),
     ("ambiguous", "Ambiguous", count),
     ("estimated_noise", "In doubt", percent),
+    ("estimated_precision", "Flags right", percent),
     ("accuracy", "Accuracy", percent),
 )
 
@@ -107,6 +108,7 @@ class _Page:
             unreadable=unreadable,
             facts=_facts(self._summary),
             classes=_class_table(self._summary, self._limits.rows),
+            shortcuts=self._summary["shortcuts"][: self._limits.rows],
             style=_inlined("report.css"),
             script=_inlined("report.js"),
             style_hash=_digest("report.css"),
@@ -127,6 +129,7 @@ def _facts(summary: dict[str, Any]) -> dict[str, Any]:
     return {
         "images": summary["images"],
         "errors": summary["estimated_errors"],
+        "errors_range": summary["estimated_errors_range"],
         "doubt": summary["estimated_noise"],
         "accuracy": summary["accuracy"],
     }

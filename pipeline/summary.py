@@ -21,6 +21,7 @@ from pipeline.audit import integers, read_label_cut, scan
 from pipeline.errors import RunFolderError
 from pipeline.files import write_json
 from pipeline.runfolder import RunFolder
+from pipeline.shortcuts import Shortcut, find_shortcuts
 
 _FLAGS = ("is_mislabeled", "is_ambiguous", "is_adversarial_drift")
 
@@ -80,6 +81,10 @@ class Summary:
         "the lowest and the highest precision by one of the explanations: how sure `estimated_precision` is"
     )
     classes: tuple[ClassSummary, ...] = _means("one entry per class, in class order")
+    shortcuts: tuple[Shortcut, ...] = _means(
+        "classes whose evidence may be a shortcut: in most of their `images` it gathers in one corner or at one border "
+        "(`where`); the median `share` of the evidence there, and `elsewhere`, that of all other classes"
+    )
 
 
 def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
@@ -108,6 +113,7 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
         estimated_precision=None if math.isnan(cut.estimated_precision) else cut.estimated_precision,
         estimated_precision_range=None if math.isnan(cut.estimated_precision) else cut.precision_range,
         classes=tuple(counts.of_class(label, class_names) for label in range(len(class_names))),
+        shortcuts=find_shortcuts(run.evidence_parts(), class_names),
     )
     write_json(asdict(summary), run.summary)
     return summary

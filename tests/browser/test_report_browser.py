@@ -201,7 +201,7 @@ def test_the_class_table_sorts(visit, report):
     assert [int(cell) for cell in page.locator("#classes tbody td:nth-child(2)").all_inner_texts()] == images[::-1]
     assert page.locator("#classes th[aria-sort=ascending]").inner_text().startswith("Images")
     page.locator("#classes thead button", has_text="Accuracy").click()
-    accuracy = page.locator("#classes tbody td:nth-child(6)").all_inner_texts()
+    accuracy = page.locator("#classes tbody td:nth-child(7)").all_inner_texts()
     assert [text[:2] for text in accuracy] == ["80", "70", "60", "50", "40", "–"]
     page.locator("#classes thead button", has_text="Class").click()
     page.locator("#classes thead button", has_text="Class").click()

@@ -19,6 +19,7 @@ from pycocotools import mask as coco
 from pipeline import schema
 from pipeline.files import write_json
 from pipeline.runfolder import RunFolder
+from pipeline.shortcuts import Shortcut
 from pipeline.summary import ClassSummary, Summary
 
 SCRIPT = "<script>alert(1)</script>"
@@ -251,4 +252,5 @@ def _summary(rows: list[dict], images: list[Drawn], issues: list[dict]) -> Summa
             )
             for label, name in enumerate(CLASSES)
         ),
+        shortcuts=(Shortcut(label=0, name=CLASSES[0], where="top left corner", share=0.72, elsewhere=0.05, images=40),),
     )

@@ -233,15 +233,25 @@ def test_the_class_table(run, page):
     (table,) = page.root.all("table")
     rows = table.all("tbody")[0].all("tr")
     assert [head.said() for head in table.all("thead")[0].all("th")] == [
-        "Class", "Images", "Mislabeled", "Ambiguous", "In doubt", "Accuracy", "Most taken for",
+        "Class", "Images", "Mislabeled", "Ambiguous", "In doubt", "Flags right", "Accuracy", "Most taken for",
     ]  # fmt: skip
     classes = json.loads(run.summary.read_text())["classes"]
     assert len(rows) == len(classes)
     assert [cell.said() for cell in rows[0].all("td")] == [
-        f"{classes[0]['images']}", f"{classes[0]['mislabeled']}", f"{classes[0]['ambiguous']}", "0.0 %", "–", "",
+        f"{classes[0]['images']}", f"{classes[0]['mislabeled']}", f"{classes[0]['ambiguous']}", "0.0 %", "–", "–", "",
     ]  # fmt: skip
     assert rows[2].all("bdi")[0].said() == SCRIPT
     assert rows[3].all("td")[-1].said() == SCRIPT
+
+
+def test_possible_shortcuts_are_listed_in_words(run, page):
+    (section,) = [one for one in page.root.all("section") if one.attributes.get("id") == "shortcuts"]
+    (line,) = section.all("li")
+    name = json.loads(run.summary.read_text())["classes"][0]["name"]
+    assert line.said() == (
+        f"{name} : 72.0 % of the evidence lies in the top left corner of the image (median of 40 images; other classes "
+        "5.0 %). Is the object there, or a mark?"
+    )
 
 
 def test_of_very_many_classes_the_worst_are_shown(run):
