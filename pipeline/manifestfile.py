@@ -38,6 +38,10 @@ IMAGE_COLUMNS = (
 """Columns that may hold the path, best first; upper and lower case are the same."""
 LABEL_COLUMNS = ("label_name", "class_name", "label", "class", "category", "target")
 """Columns that may hold the label, best first: a name says more than a number."""
+
+_BETWEEN_LABELS = (";", "|", ",", " ")
+_FEW_JOINED = 2
+_ONE_LABEL = "several labels per image are not supported: give one per image, or audit one label at a time as yes or no"
 SPLIT_COLUMNS = ("split", "subset")
 """Columns that may hold the split; none is needed."""
 
@@ -162,15 +166,19 @@ def _choose(names: list[str], path: Path) -> tuple[str, str, str | None]:
 def _columns(table: pa.Table, chosen: tuple[str, str, str | None], path: Path) -> _Columns:
     image, label, split = chosen
     empty = pa.nulls(table.num_rows, pa.string())
+    labels = _as_text(table[label], label, path)
+    _refuse_several(labels, label, path)
     return _Columns(
         image=_as_text(table[image], image, path),
-        label=_as_text(table[label], label, path),
+        label=labels,
         split=empty if split is None else _as_text(table[split], split, path),
     )
 
 
 def _as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
     kind = column.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        raise DatasetError(f"column '{name}' of {path} holds lists; {_ONE_LABEL}")
     if pa.types.is_dictionary(kind):
         column = column.cast(kind.value_type)
         kind = kind.value_type
@@ -184,6 +192,21 @@ def _as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
         return pa.chunked_array(column.cast(pa.string()).chunks, pa.string()).combine_chunks()
     except pa.ArrowInvalid as error:
         raise DatasetError(f"column '{name}' of {path} is not text or whole numbers: {_one_line(error)}") from error
+
+
+def _refuse_several(labels: pa.Array, name: str, path: Path) -> None:
+    """Raise DatasetError where cells hold several labels, as "cat;dog": the parts are labels of other images.
+
+    Class names may hold such signs themselves ("tench, Tinca tinca"), so a few cells that look so are let in.
+    """
+    texts = pc.unique(pc.utf8_trim_whitespace(labels.drop_null())).to_pylist()
+    alone = set(texts)
+    for sign in _BETWEEN_LABELS:
+        joined = [text for text in texts if sign in text]
+        several = [text for text in joined if all(part.strip() in alone for part in text.split(sign))]
+        if len(several) > len(joined) / 2 and len(several) > _FEW_JOINED:
+            shown = ", ".join(repr(text[:60]) for text in sorted(several)[:3])
+            raise DatasetError(f"column '{name}' of {path} holds several labels in one cell ({shown}); {_ONE_LABEL}")
 
 
 def _trimmed(texts: pa.Array) -> pa.Array:

@@ -181,22 +181,24 @@ def _check_values(path: Path, ids: Sequence[str], values: npt.NDArray[np.float64
     good = finite & inside & (np.abs(total - 1) <= SUM_TOLERANCE)
     if good.all():
         return
-    row = int(np.flatnonzero(~good)[0])
+    bad = np.flatnonzero(~good)
+    row = int(bad[0])
     where = f"{path}: {ids[row]}"
+    more = f"; wrong too: {_list([ids[at] for at in bad[1:]])}" if len(bad) > 1 else ""
     if not finite[row]:
-        raise ProbabilitiesError(f"{where} has a missing or not finite probability")
+        raise ProbabilitiesError(f"{where} has a missing or not finite probability{more}")
     low, high = values[row].min(), values[row].max()
     if abs(total[row] - 100) <= 100 * SUM_TOLERANCE and low >= 0:
-        raise ProbabilitiesError(f"{where} sums to {total[row]:.4g}: these are percentages; divide them by 100")
+        raise ProbabilitiesError(f"{where} sums to {total[row]:.4g}: these are percentages; divide them by 100{more}")
     if abs(total[row] - 1) > SUM_TOLERANCE and (low < 0 or high > 1):
         raise ProbabilitiesError(
             f"{where} has values from {low:.4g} to {high:.4g} that sum to {total[row]:.4g}: these look like logits;"
-            " apply softmax first"
+            f" apply softmax first{more}"
         )
     if not inside[row]:
-        raise ProbabilitiesError(f"{where} has a value {low if low < 0 else high:.4g} outside [0, 1]")
+        raise ProbabilitiesError(f"{where} has a value {low if low < 0 else high:.4g} outside [0, 1]{more}")
     raise ProbabilitiesError(
-        f"{where} sums to {total[row]:.6g}, not 1; is a class missing, or are the numbers rounded too far?"
+        f"{where} sums to {total[row]:.6g}, not 1; is a class missing, or are the numbers rounded too far?{more}"
     )
 
 
@@ -206,7 +208,7 @@ def _check_once(
     distinct, times = np.unique(position, return_counts=True)
     again = distinct[(times > 1) | seen[distinct]].tolist()
     if again:
-        raise ProbabilitiesError(f"{path}: {image_ids[again[0]]} is there more than once")
+        raise ProbabilitiesError(f"{path}: {_list([image_ids[at] for at in again])} is there more than once")
 
 
 def _check_ids(

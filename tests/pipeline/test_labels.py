@@ -426,3 +426,16 @@ def test_on_measured_probabilities_the_cut_beats_plain_disagreement_or_cleanlabs
     others = sorted((f1(theirs), f1(arrays["pred_probs"].argmax(1) != labels)))
     assert f1(found.is_error) > others[0]
     assert f1(found.is_error) > others[1] - 0.04
+
+
+def test_one_class_with_nearly_all_images():
+    """999 of 1,000 carry one label; what is rare and shown clearly is flagged, the only other label is left alone."""
+    rng = np.random.default_rng(0)
+    shown = np.zeros(1000, dtype=int)
+    shown[[3, 40, 500]] = 1
+    labels = np.zeros(1000, dtype=int)
+    labels[500] = 1
+    probs = clear_rows(shown, classes=3, sure=0.97) + rng.uniform(0, 0.01, (1000, 3))
+    found = find_label_errors(probs / probs.sum(1, keepdims=True), labels)
+    assert np.flatnonzero(found.is_error).tolist() == [3, 40]
+    assert found.label_score[500] > 0.5

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -631,3 +632,31 @@ def test_class_names_that_cannot_be_used(tmp_path, name, data, told):
     assert "\n" not in str(error.value)
     with pytest.raises(DatasetError, match=r"cannot read the class names in .*: No such file or directory"):
         read_class_names(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("sign", [";", "|", ",", " ", "; "])
+def test_several_labels_in_a_cell_are_refused(tmp_path, sign):
+    touch(tmp_path, *(f"{at}.png" for at in range(7)))
+    cells = ["cat", "dog", "owl", f"cat{sign}dog", f"owl{sign}cat", f"dog{sign}owl{sign}cat", "cat"]
+    pd.DataFrame({"image": [f"{at}.png" for at in range(7)], "label": cells}).to_csv(tmp_path / "m.csv", index=False)
+    with pytest.raises(
+        DatasetError, match=r"holds several labels in one cell .*; several labels per image are not"
+    ) as it:
+        read_manifest(tmp_path / "m.csv")
+    assert "\n" not in str(it.value)
+
+
+def test_lists_of_labels_are_refused(tmp_path):
+    touch(tmp_path, "a.png")
+    pq.write_table(pa.table({"image": ["a.png"], "label": [["cat", "dog"]]}), tmp_path / "m.parquet")
+    with pytest.raises(
+        DatasetError, match=r"column 'label' of .* holds lists; several labels per image are not supported"
+    ):
+        read_manifest(tmp_path / "m.parquet")
+
+
+def test_class_names_may_hold_commas_and_spaces(tmp_path):
+    touch(tmp_path, *(f"{at}.png" for at in range(6)))
+    cells = ["tench, Tinca tinca", "sea lion", "lion", "sea", "Cardigan, Welsh corgi", "hot dog"]
+    pd.DataFrame({"image": [f"{at}.png" for at in range(6)], "label": cells}).to_csv(tmp_path / "m.csv", index=False)
+    assert len(read_manifest(tmp_path / "m.csv").class_names) == 6

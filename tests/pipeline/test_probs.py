@@ -213,3 +213,15 @@ def test_files_that_cannot_be_read(tmp_path):
     assert "cannot read" in refused(tmp_path / "ragged.csv", ["a", "b"], ["x", "y"])
     (tmp_path / "words.csv").write_text("image_id,p_0,p_1\na,half,half\n")
     assert "cannot read" in refused(tmp_path / "words.csv", ["a"], ["x", "y"])
+
+
+def test_several_rows_at_fault_are_named_three_of_them(tmp_path):
+    values = PROBS.copy()
+    values[ORDER[5:12]] = 0.5
+    message = refused(write(listed(values), tmp_path / "p.parquet"))
+    assert "sums to 1.5, not 1" in message
+    named = [IDS[at] for at in ORDER[5:12]]
+    assert f"{named[0]} sums to" in message
+    assert message.endswith(f"; wrong too: {', '.join(named[1:4])} and 3 more")
+    twice = pd.concat([listed(), listed().iloc[:2]])
+    assert "is there more than once" in refused(write(twice, tmp_path / "twice.parquet"))
