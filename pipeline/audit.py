@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.files import replacing
-from pipeline.labels import LabelCut, Survey, called_wrong, check_probabilities, choose_cut, unjudged
+from pipeline.labels import LabelCut, Survey, called_wrong, check_probabilities, choose_cut, in_doubt, unjudged
 from pipeline.runfolder import RunFolder
 
 SAME_PLACE = 0.5
@@ -56,7 +56,7 @@ def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
     """
     judged = _judge(run.evidence_parts(), len(class_names))
     score, cut = choose_cut(judged.images)
-    is_error = called_wrong(judged.images, score, cut)
+    is_error, doubted = called_wrong(judged.images, score, cut), in_doubt(judged.images, score, cut)
     limit = _shift_limit(judged.calm_shifts)
     kept = json.dumps(_without_nan(asdict(cut)))
     told = {_LABELS_KEY: kept.encode(), _CLASSES_KEY: json.dumps(list(class_names)).encode()}
@@ -67,7 +67,7 @@ def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
         for batch in scan(run.evidence_parts(), _WRITTEN_FROM):
             stop = start + len(batch)
             at = slice(start, stop)
-            table = _rows(batch, judged.images[at], score[at], is_error[at], limit, names)
+            table = _rows(batch, judged.images[at], score[at], is_error[at], doubted[at], limit, names)
             writer.write_table(table.cast(declared))
             start = stop
 
@@ -168,13 +168,13 @@ def _rows(
     judged: NDArray[np.void],
     score: NDArray[np.float32],
     is_error: NDArray[np.bool_],
+    doubted: NDArray[np.bool_],
     shift_limit: float,
     names: pa.Array,
 ) -> pa.Table:
     """Apply the rules to one batch."""
     ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
     label, pred = integers(batch, "label"), integers(batch, "pred")
-    disagrees = judged["own_share"] < 0.5
 
     overlap = _floats(batch, "evidence_overlap")
     traced = batch.column("pred_box").is_valid().to_numpy(zero_copy_only=False)
@@ -184,8 +184,10 @@ def _rows(
     # Softmax lets one object push another out of the probabilities, so a label that is in play and has a place of its
     # own is a second object even where its probability is low enough for an error. In the same place there is one
     # object, and the probabilities decide between its readings.
-    can_be_read = disagrees & judged["is_candidate"] & ~nothing_for_label
-    is_ambiguous = can_be_read & (~is_error | apart)
+    # Beyond the errors, as many labels are in doubt as errors are still to be expected: a weak model disagrees with
+    # many more, and those are its own mistakes.
+    can_be_read = judged["is_candidate"] & ~nothing_for_label
+    is_ambiguous = can_be_read & (doubted | (is_error & apart))
     is_mislabeled = is_error & ~is_ambiguous
 
     shift, smoothed = _floats(batch, "squeeze_shift"), integers(batch, "squeeze_pred")

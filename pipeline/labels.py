@@ -65,6 +65,8 @@ class LabelAudit:
     NaN where no label is given."""
     is_error: NDArray[np.bool_]
     """(N,): the label is called wrong."""
+    is_in_doubt: NDArray[np.bool_]
+    """(N,): the next most suspicious labels that another class outdoes, as many as errors are expected to be left."""
     suggested_label: NDArray[np.int32]
     """(N,): the most probable class; ties go to the given label, then to the lowest index."""
     estimated_errors: float
@@ -110,6 +112,8 @@ class LabelCut:
 
     limit: float
     """In [0, 1], or -1: no row is called an error."""
+    doubt_limit: float
+    """In [0, 1], or -1: the same for the labels in doubt beyond."""
     estimated_errors: float
     errors_range: tuple[float, float]
     estimated_precision: float
@@ -313,20 +317,21 @@ def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]
     expected = (float(errors.mean()), (float(errors.min()), float(errors.max())))
     rows = np.flatnonzero(judged["own_share"] < 0.5)
     rows = rows[np.argsort(score[rows], kind="stable")]
-    nothing = LabelCut(-1.0, *expected, math.nan, (math.nan, math.nan))
     if not len(rows):
-        return score, nothing
+        return score, LabelCut(-1.0, -1.0, *expected, math.nan, (math.nan, math.nan))
     found = np.cumsum(wrong[:, rows], axis=1, dtype=np.float64)
     count = np.arange(1, len(rows) + 1)
     f1 = (2 * found / np.maximum(count + errors[:, None], 1e-9)).mean(axis=0)
     f1[:-1][np.diff(score[rows]) == 0] = 0  # only where the next score is another one
     at = int(np.argmax(f1 >= f1.max() - _EQUAL_F1))
     precision = found[:, at] / count[at]
+    share, limit, flags = (float(precision.min()), float(precision.max())), float(score[rows[at]]), int(count[at])
     if round(float(found[:, at].mean())) == 0:  # not even one right flag is to be expected
-        return score, nothing
-    return score, LabelCut(
-        float(score[rows[at]]), *expected, float(precision.mean()), (float(precision.min()), float(precision.max()))
-    )
+        share, limit, flags, precision = (math.nan, math.nan), -1.0, 0, np.full(1, math.nan)
+    left = expected[0] - (float(found[:, flags - 1].mean()) if flags else 0.0)
+    last = min(flags + math.ceil(max(left, 0.0)), len(rows)) - 1
+    doubt = float(score[rows[last]]) if last >= flags else limit
+    return score, LabelCut(limit, doubt, *expected, float(precision.mean()), share)
 
 
 def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
@@ -363,6 +368,7 @@ def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
     return LabelAudit(
         label_score=score,
         is_error=called_wrong(judged, score, cut),
+        is_in_doubt=in_doubt(judged, score, cut),
         suggested_label=judged["likely"],
         estimated_errors=cut.estimated_errors,
         errors_range=cut.errors_range,
@@ -374,6 +380,13 @@ def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
 def called_wrong(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
     """Return which rows' labels are called wrong, (n,)."""
     flags: NDArray[np.bool_] = (judged["own_share"] < 0.5) & (score <= np.float32(cut.limit))
+    return flags
+
+
+def in_doubt(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
+    """Return which rows' labels are in doubt without being called wrong, (n,)."""
+    beyond = score > np.float32(cut.limit)
+    flags: NDArray[np.bool_] = (judged["own_share"] < 0.5) & beyond & (score <= np.float32(cut.doubt_limit))
     return flags
 
 

@@ -118,8 +118,8 @@ AUDIT = _schema(
     _field(
         "is_ambiguous",
         pa.bool_(),
-        "both the given label and the prediction can be read in the image: two objects, or two readings of one; "
-        "never together with `is_mislabeled`",
+        "the label is in doubt, and both it and the prediction can be read in the image: two objects, or two readings "
+        "of one; never together with `is_mislabeled`",
     ),
     _field(
         "is_adversarial_drift",

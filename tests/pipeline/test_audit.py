@@ -311,8 +311,8 @@ def loop(rows):
     if ok:
         labels = find_label_errors(np.stack([row["probs"] for row in ok]), np.array([row["label"] for row in ok]))
         errors = {
-            row["image_id"]: (score, wrong)
-            for row, score, wrong in zip(ok, labels.label_score, labels.is_error, strict=True)
+            row["image_id"]: told
+            for row, *told in zip(ok, labels.label_score, labels.is_error, labels.is_in_doubt, strict=True)
         }
     calm_shifts = sorted(
         row["squeeze_shift"] for row in ok if row["pred"] == row["label"] and row["squeeze_shift"] is not None
@@ -325,7 +325,7 @@ def loop(rows):
         verdict = {"flags": [], "suggested": None, "label_score": nan, "ambiguity_score": nan, "drift_score": nan}
         if row["status"] == "ok":
             probs = sorted(row["probs"].astype(float), reverse=True)
-            score, wrong = errors[row["image_id"]]
+            score, wrong, doubted = errors[row["image_id"]]
             verdict |= {"label_score": score, "ambiguity_score": probs[0] - probs[1]}
             shift, smooth = row["squeeze_shift"], row["squeeze_pred"]
             if shift is not None:
@@ -336,7 +336,7 @@ def loop(rows):
             overlap = row["evidence_overlap"]
             has_evidence = overlap is not None or row["pred_box"] is None
             readable = own_is_less and 1 + sum(p > own for p in probs) <= in_play and has_evidence
-            ambiguous = readable and (not wrong or (overlap is not None and overlap < 0.5))
+            ambiguous = readable and (doubted or (wrong and overlap is not None and overlap < 0.5))
             back = smooth == row["label"]
             drift = (
                 row["label"] >= 0

@@ -165,6 +165,16 @@ def test_flags_are_disagreements_and_a_prefix_of_their_ranking(audit):
     else:
         assert math.isnan(found.estimated_precision)
     assert found.errors_range[0] <= found.estimated_errors <= found.errors_range[1]
+    left = found.estimated_errors - (1 - found.label_score[found.is_error].astype(float)).sum()
+    assert not (found.is_in_doubt & found.is_error).any()
+    assert (found.suggested_label[found.is_in_doubt] != labels[found.is_in_doubt]).all()
+    if found.is_in_doubt.any():
+        certain = spared & ~found.is_in_doubt
+        assert found.is_in_doubt.sum() >= min(left, spared.sum()) - 1e-3
+        last = found.label_score == found.label_score[found.is_in_doubt].max()
+        assert (found.is_in_doubt & ~last).sum() < left + 1e-3  # equal scores are treated alike
+        if certain.any():
+            assert found.label_score[found.is_in_doubt].max() < found.label_score[certain].min()
     assert found.estimated_errors == pytest.approx((1 - found.label_score.astype(float)).sum(), abs=1e-3)
 
 
