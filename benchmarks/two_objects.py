@@ -6,7 +6,8 @@ overlap of the two evidences in both cases, how well it tells one case from the 
 rightly at the threshold that the audit uses (`pipeline.audit.SAME_PLACE`) and at the best one.
 
 `--photographs` asks the same of trained ImageNet networks: two photographs side by side, against the first two guesses
-at one photograph. About 3 minutes each.
+at one photograph. `--cifar` asks it of CIFAR-10 networks: two test images side by side, against the same two blended.
+About 3 minutes each.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import sys
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,13 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import fixcore
 from benchmarks.digits import DIGIT, SIDE, corners_apart, fit, put, put_pair, scans
-from benchmarks.photographs import read_networks, read_photographs
+from benchmarks.photographs import FOLDER, read_networks, read_photographs
 from jobs.machine import keep_freed_memory
 from pipeline.audit import SAME_PLACE
 
@@ -135,6 +139,41 @@ def of_photographs() -> Iterator[tuple[str, Any, Tensor, Tensor]]:
             yield network.name, contrast, found[0], found[1]
 
 
+def of_cifar(count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Yield network, contrast, and overlaps: of two CIFAR-10 test images side by side, and of the same two blended."""
+    folder = FOLDER.parent / "cifar10"
+    sys.path.insert(0, str(folder))
+    import resnet_cifar  # type: ignore[import-not-found]  # lies with the data
+
+    pictures: list[NDArray[np.uint8]] = []
+    classes: list[int] = []
+    with tarfile.open(folder / "test_jpeg_2000.tar") as tar:
+        files = sorted((member for member in tar if member.isfile()), key=lambda member: member.name[-9:])
+        names = sorted({member.name.split("/")[-2] for member in files})
+        for member in files:
+            file = tar.extractfile(member)
+            assert file is not None
+            pictures.append(np.asarray(Image.open(file).convert("RGB")))
+            classes.append(names.index(member.name.split("/")[-2]))
+    labels = torch.tensor(classes)
+    rng = np.random.default_rng(0)
+    one, other = (torch.from_numpy(rng.permutation(len(labels))[:count]) for _ in range(2))
+    differ = labels[one] != labels[other]
+    both = torch.stack([labels[one], labels[other]], 1)[differ]
+    shown = resnet_cifar.preprocess(np.stack(pictures))
+    first, second = shown[one][differ], shown[other][differ]
+    apart, blended = torch.cat([first, second], 3), (first + second) / 2
+    for depth in (20, 56):
+        network = resnet_cifar.load(str(folder / f"resnet{depth}.pt"))
+        for contrast in CONTRASTS:
+            found = []
+            for images in (apart, blended):
+                graph = fixcore.capture(network, images[:2])
+                parts = [slice(start, start + 100) for start in range(0, len(images), 100)]
+                found.append(torch.cat([overlaps(graph, images[at], both[at], contrast) for at in parts]))
+            yield f"ResNet-{depth}, CIFAR-10", contrast, found[0], found[1]
+
+
 def of_digits(seconds: float, count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
     """Yield network, contrast, and overlaps: of two digits apart, and of the same two blended."""
     digits, labels, new_digits, new_labels = scans()
@@ -149,6 +188,7 @@ def of_digits(seconds: float, count: int) -> Iterator[tuple[str, Any, Tensor, Te
 def main() -> None:
     """Train, trace, tell apart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cifar", action="store_true", help="CIFAR-10 networks and images beside the project")
     parser.add_argument("--photographs", action="store_true", help="ImageNet networks and images beside the project")
     parser.add_argument("--seconds", type=float, default=40, help="how long to train each network")
     parser.add_argument("--count", type=int, default=600)
@@ -158,7 +198,9 @@ def main() -> None:
     if not options.json:
         print("| network | contrast | two objects | two readings | AUROC | told at threshold | at best |")
         print("|---|---|---|---|---|---|---|")
-    cases = of_photographs() if options.photographs else of_digits(options.seconds, options.count)
+    cases = of_digits(options.seconds, options.count)
+    if options.photographs or options.cifar:
+        cases = of_photographs() if options.photographs else of_cifar(options.count)
     for name, contrast, two, one in cases:
         score = torch.cat([two, one]).nan_to_num(0)
         is_one = torch.cat([torch.zeros_like(two), torch.ones_like(one)]).bool()
