@@ -4,8 +4,9 @@ Reads finished audits of `benchmarks/real_data.py` (probe, train, val300), where
 images that are not predicted as labelled, printed for each set of signals: average precision and AUROC of a logistic
 regression on them, out of fold (5 folds, repeated 20 times), and their deviation. Signals: the label's score by the
 probabilities; whether anything speaks for the given label; how far the evidences of label and prediction
-coincide; how much of the prediction's evidence lies at the image's border, off the object. Then what the audit's own
-rule makes of the evidence: flags by probabilities alone, and those left when two objects excuse the label.
+coincide, and how far apart they lie; how much of the prediction's evidence lies at the image's border, off the object.
+Then what the audit's own rule makes of the evidence: flags by probabilities alone, and those left when two objects
+excuse the label.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _BORDER = 1 / 8
 def read(run: RunFolder) -> pd.DataFrame:
     """Return one row per image that was read and has a label: signals and flags."""
     audit = pd.read_parquet(run.audit).set_index("image_id")
-    columns = ["image_id", "width", "height", "pred", "label_fix_mass", "evidence_overlap"]
+    columns = ["image_id", "width", "height", "pred", "label_fix_mass", "evidence_overlap", "evidence_distance"]
     columns += [f"pred_fix_{one}" for one in ("x", "y", "mass")]
     evidence = pd.concat([pd.read_parquet(part, columns=columns) for part in run.evidence_parts()]).set_index(
         "image_id"
@@ -46,6 +47,7 @@ def read(run: RunFolder) -> pd.DataFrame:
     rows["score"] = np.log(trust / (1 - trust))
     rows["nothing for the label"] = rows["evidence_overlap"].isna().astype(float)
     rows["overlap"] = rows["evidence_overlap"].fillna(0)
+    rows["distance"] = rows["evidence_distance"].fillna(0)
     rows["at the border"] = [border(row) for row in rows.itertuples()]
     return rows
 
@@ -62,7 +64,8 @@ SIGNALS = (
     ("probabilities alone", ("score",)),
     ("+ evidence for the given label", ("score", "nothing for the label")),
     ("+ overlap", ("score", "nothing for the label", "overlap")),
-    ("+ evidence at the border", ("score", "nothing for the label", "overlap", "at the border")),
+    ("+ distance", ("score", "nothing for the label", "overlap", "distance")),
+    ("+ evidence at the border", ("score", "nothing for the label", "overlap", "distance", "at the border")),
 )
 
 

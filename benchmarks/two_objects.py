@@ -2,8 +2,9 @@
 
 Small classifiers learn single handwritten digits at random places. Then they are shown two digits apart, and two digits
 blended at one place, of held-out scans, and both classes are traced. Printed for each network and each contrast: the
-overlap of the two evidences in both cases, how well it tells one case from the other (AUROC), and the share told
-rightly at the threshold that the audit uses (`pipeline.audit.SAME_PLACE`) and at the best one.
+distance of the two evidences in both cases (and their overlap, `--measure overlap`), how well it tells one case from
+the other (AUROC), and the share told rightly at the threshold that the audit uses (`pipeline.audit.APART`; of the
+overlap 0.5) and at the best one.
 
 `--photographs` asks the same of trained ImageNet networks: two photographs side by side, against the first two guesses
 at one photograph. `--cifar` asks it of CIFAR-10 networks: two test images side by side, against the same two blended.
@@ -33,7 +34,7 @@ import fixcore
 from benchmarks.digits import DIGIT, SIDE, corners_apart, fit, put, put_pair, scans
 from benchmarks.photographs import FOLDER, read_networks, read_photographs
 from jobs.machine import keep_freed_memory
-from pipeline.audit import SAME_PLACE
+from pipeline.audit import APART
 
 CONTRASTS: tuple[Any, ...] = (None, "mean", "softmax", "runner_up")
 
@@ -109,15 +110,23 @@ def pairs(digits: Tensor, labels: Tensor, count: int) -> Pairs:
     return Pairs(put_pair(digits[chosen], corners)[differ], blended[differ], named[differ], corners[differ])
 
 
-def overlaps(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any) -> Tensor:
-    """Return how far the evidences of both labels coincide, (n,)."""
+MEASURES: dict[str, Any] = {
+    "distance": fixcore.evidence_distance,
+    "overlap": lambda a, b: 1 - fixcore.evidence_overlap(a, b),
+}
+"""Each grows with the distance."""
+
+
+def distances(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any, measure: str) -> Tensor:
+    """Return how far apart the evidences of both labels lie, (n,)."""
     recording = graph.record(images)
     first, second = (fixcore.backtrack(recording, labels[:, side], contrast=contrast) for side in (0, 1))
-    return fixcore.evidence_overlap(first, second)
+    apart: Tensor = MEASURES[measure](first, second)
+    return apart
 
 
-def of_photographs() -> Iterator[tuple[str, Any, Tensor, Tensor]]:
-    """Yield network, contrast, and overlaps: of two photographs side by side, and of two readings of one."""
+def of_photographs(measure: str) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Yield network, contrast, and distances: of two photographs side by side, and of two readings of one."""
     photographs = read_photographs()
     count, side = len(photographs.pixels), photographs.pixels.shape[1]
     one = np.random.default_rng(0).permutation(count)
@@ -134,13 +143,15 @@ def of_photographs() -> Iterator[tuple[str, Any, Tensor, Tensor]]:
             for pixels, labels in ((sheets, both), (photographs.pixels, guesses)):
                 parts = [slice(start, start + 50) for start in range(0, count, 50)]
                 found.append(
-                    torch.cat([overlaps(graph, network.prepared(pixels[at]), labels[at], contrast) for at in parts])
+                    torch.cat(
+                        [distances(graph, network.prepared(pixels[at]), labels[at], contrast, measure) for at in parts]
+                    )
                 )
             yield network.name, contrast, found[0], found[1]
 
 
-def of_cifar(count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
-    """Yield network, contrast, and overlaps: of two CIFAR-10 test images side by side, and of the same two blended."""
+def of_cifar(count: int, measure: str) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Yield network, contrast, and distances: of two CIFAR-10 test images side by side, and of the same two blended."""
     folder = FOLDER.parent / "cifar10"
     sys.path.insert(0, str(folder))
     import resnet_cifar  # type: ignore[import-not-found]  # lies with the data
@@ -170,18 +181,20 @@ def of_cifar(count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
             for images in (apart, blended):
                 graph = fixcore.capture(network, images[:2])
                 parts = [slice(start, start + 100) for start in range(0, len(images), 100)]
-                found.append(torch.cat([overlaps(graph, images[at], both[at], contrast) for at in parts]))
+                found.append(torch.cat([distances(graph, images[at], both[at], contrast, measure) for at in parts]))
             yield f"ResNet-{depth}, CIFAR-10", contrast, found[0], found[1]
 
 
-def of_digits(seconds: float, count: int) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
-    """Yield network, contrast, and overlaps: of two digits apart, and of the same two blended."""
+def of_digits(seconds: float, count: int, measure: str) -> Iterator[tuple[str, Any, Tensor, Tensor]]:
+    """Yield network, contrast, and distances: of two digits apart, and of the same two blended."""
     digits, labels, new_digits, new_labels = scans()
     shown = pairs(new_digits, new_labels, count)
     for kind in NETWORKS:
         graph = fixcore.capture(trained(kind, digits, labels, seconds), shown.apart[:2])
         for contrast in CONTRASTS:
-            two, one = (overlaps(graph, images, shown.labels, contrast) for images in (shown.apart, shown.blended))
+            two, one = (
+                distances(graph, images, shown.labels, contrast, measure) for images in (shown.apart, shown.blended)
+            )
             yield kind, contrast, two, one
 
 
@@ -191,6 +204,7 @@ def main() -> None:
     parser.add_argument("--cifar", action="store_true", help="CIFAR-10 networks and images beside the project")
     parser.add_argument("--photographs", action="store_true", help="ImageNet networks and images beside the project")
     parser.add_argument("--seconds", type=float, default=40, help="how long to train each network")
+    parser.add_argument("--measure", choices=tuple(MEASURES), default="distance")
     parser.add_argument("--count", type=int, default=600)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -198,19 +212,20 @@ def main() -> None:
     if not options.json:
         print("| network | contrast | two objects | two readings | AUROC | told at threshold | at best |")
         print("|---|---|---|---|---|---|---|")
-    cases = of_digits(options.seconds, options.count)
+    cases = of_digits(options.seconds, options.count, options.measure)
     if options.photographs or options.cifar:
-        cases = of_photographs() if options.photographs else of_cifar(options.count)
+        cases = of_photographs(options.measure) if options.photographs else of_cifar(options.count, options.measure)
     for name, contrast, two, one in cases:
         score = torch.cat([two, one]).nan_to_num(0)
-        is_one = torch.cat([torch.zeros_like(two), torch.ones_like(one)]).bool()
-        told = [float(((score >= at) == is_one).float().mean()) for at in (SAME_PLACE, *score.unique().tolist())]
+        is_two = torch.cat([torch.ones_like(two), torch.zeros_like(one)]).bool()
+        limit = APART if options.measure == "distance" else 0.5
+        told = [float(((score >= at) == is_two).float().mean()) for at in (limit, *score.unique().tolist())]
         found = {
             "network": name,
             "contrast": contrast or "none",
             "two objects": round(float(two.nanmean()), 3),
             "two readings": round(float(one.nanmean()), 3),
-            "AUROC": round(float(roc_auc_score(is_one, score)), 3),
+            "AUROC": round(float(roc_auc_score(is_two, score)), 3),
             "told at threshold": round(told[0], 3),
             "told at best": round(max(told), 3),
         }

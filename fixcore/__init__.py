@@ -15,7 +15,7 @@ from fixcore.capture import capture, capture_all
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
 from fixcore.fixations import Fixations, LayerPoints, drop_outliers, join_targets
 from fixcore.graph import Graph, Recording
-from fixcore.saliency import evidence_overlap, saliency_maps, saliency_masks
+from fixcore.saliency import evidence_distance, evidence_overlap, saliency_maps, saliency_masks
 from fixcore.start import Start
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "capture_all",
     "drop_outliers",
     "evidence_boxes",
+    "evidence_distance",
     "evidence_overlap",
     "join_targets",
     "max_sum_boxes",

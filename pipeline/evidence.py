@@ -27,7 +27,7 @@ from pipeline.judge import Judge, JudgePlan, Verdict
 from pipeline.squeeze import median_smoothed
 
 _NOTHING: Mapping[str, Any] = {
-    **{name: None for name in ("pred", "pred_name", "probs", "evidence_overlap")},
+    **{name: None for name in ("pred", "pred_name", "probs", "evidence_overlap", "evidence_distance")},
     **{f"{who}_{what}": None for who in ("pred", "label") for what in ("fix_x", "fix_y", "fix_mass", "box", "mask")},
     **{name: None for name in ("squeeze_shift", "squeeze_pred", "squeeze_overlap")},
 }
@@ -96,8 +96,8 @@ class EvidenceStep:
             traced = _trace(verdict, own)
             for at, fixations in ((0, traced.pred), (1, traced.label)):
                 _write_evidence(own, regions, ("pred", "label")[at], fixations)
-            for row, overlap in zip(own, traced.overlap, strict=True):
-                row["evidence_overlap"] = overlap
+            for row, overlap, distance in zip(own, traced.overlap, traced.distance, strict=True):
+                row["evidence_overlap"], row["evidence_distance"] = overlap, distance
             if smoothed is not None:
                 copies = smoothed[torch.from_numpy(verdict.image)].numpy()
                 self._compare_smoothed(images, folds, verdict, copies, own, traced.pred)
@@ -155,6 +155,7 @@ class _Traced:
     pred: fixcore.Fixations
     label: fixcore.Fixations
     overlap: list[float | None]
+    distance: list[float | None]
 
 
 def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
@@ -166,8 +167,11 @@ def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
     row = torch.arange(count)
     both = verdict.explain(row.repeat(2), torch.cat([pred, given]))
     first, second = _select(both, row), _select(both, row + count)
-    overlap = fixcore.evidence_overlap(first, second).tolist()
-    return _Traced(first, second, [None if value != value else value for value in overlap])
+    overlap, distance = (
+        [None if value != value else value for value in measure(first, second).tolist()]
+        for measure in (fixcore.evidence_overlap, fixcore.evidence_distance)
+    )
+    return _Traced(first, second, overlap, distance)
 
 
 def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:

@@ -32,7 +32,7 @@ _AUDITED = (
     *_FLAGS,
 )
 _EVIDENCE = (
-    *("image_id", "error", "label", "pred", "pred_name", "probs", "pred_box", "evidence_overlap"),
+    *("image_id", "error", "label", "pred", "pred_name", "probs", "pred_box", "evidence_distance"),
     *("squeeze_shift", "squeeze_pred", "squeeze_overlap"),
 )
 _BATCH_ROWS = 1024
@@ -110,7 +110,7 @@ def _issues_of(audited: dict[str, Any], evidence: dict[str, Any], names: tuple[s
         label_probability=evidence["label_probability"],
         pred_probability=evidence["pred_probability"],
         traced=evidence["pred_box"] is not None,
-        overlap=evidence["evidence_overlap"],
+        distance=evidence["evidence_distance"],
     )
     suggested = audited["suggested_name"]
     if audited["is_mislabeled"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.audit import SAME_PLACE
+from pipeline.audit import APART
 from pipeline.wording import amount, percent, printable
 
 _NAMED_COPIES = 3
@@ -25,8 +25,8 @@ class Seen:
     pred_probability: float
     traced: bool
     """There is evidence for the prediction, so a lack of it for the label means something."""
-    overlap: float | None
-    """How far the evidence for label and prediction coincides, in [0, 1]; None: not both have evidence."""
+    distance: float | None
+    """How far apart the evidence for label and prediction lies, in units of its spread; None: not both have any."""
 
     @property
     def label(self) -> str:
@@ -67,29 +67,29 @@ def mislabeled(seen: Seen) -> str:
         f"Labelled {seen.label} ({_likely(seen.label_probability)}), but it looks like {seen.pred} "
         f"({_likely(seen.pred_probability)})."
     )
-    if seen.overlap is None:
+    if seen.distance is None:
         return f"{claim} Nothing in the image speaks for {seen.label}." if seen.traced else claim
-    if seen.overlap < SAME_PLACE:
+    if seen.distance >= APART:
         where = f"lies in another place than what speaks for {seen.pred}"
     else:
         where = f"lies in the same place as what speaks for {seen.pred}"
-    return f"{claim} The little that speaks for {seen.label} {where} ({_overlap(seen.overlap)})."
+    return f"{claim} The little that speaks for {seen.label} {where} ({_distance(seen.distance)})."
 
 
 def ambiguous(seen: Seen) -> str:
     """Say what two things the image can be taken for: two objects, or two readings of one."""
     label = f"{seen.label}, as labelled ({_likely(seen.label_probability)})"
     pred = f"{seen.pred} ({_likely(seen.pred_probability)})"
-    if seen.overlap is None:
+    if seen.distance is None:
         return f"Undecided: the image may show {label}, or {pred}."
-    if seen.overlap < SAME_PLACE:
+    if seen.distance >= APART:
         return (
             f"Two objects: the image seems to show both {label}, and {pred}; what speaks for the one lies in another "
-            f"place than what speaks for the other ({_overlap(seen.overlap)})."
+            f"place than what speaks for the other ({_distance(seen.distance)})."
         )
     return (
         f"Two readings: the same object may be {label}, or {pred}; what speaks for the one and for the other lies in "
-        f"the same place ({_overlap(seen.overlap)})."
+        f"the same place ({_distance(seen.distance)})."
     )
 
 
@@ -141,6 +141,10 @@ def quoted(name: str) -> str:
 
 def _likely(probability: float) -> str:
     return f"{percent(probability)} likely"
+
+
+def _distance(value: float) -> str:
+    return f"{value:.1f} times its spread apart"
 
 
 def _overlap(value: float) -> str:

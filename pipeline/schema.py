@@ -78,6 +78,12 @@ EVIDENCE = _schema(
         "evidence_overlap", pa.float32(), "in [0, 1]: how far the two classes' evidence coincides; null without two"
     ),
     _field(
+        "evidence_distance",
+        pa.float32(),
+        "how far apart the two classes' evidence lies: distance of their middles in units of their mean spread, >= 0; "
+        "null without two",
+    ),
+    _field(
         "squeeze_shift",
         pa.float32(),
         "in [0, 1]: total variation distance between the probabilities of the image and of its smoothed copy",

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fixcore.errors import InputError
 from fixcore.fixations import Fixations
-from fixcore.saliency import SIGMA, THRESHOLD, evidence_overlap, saliency_maps, saliency_masks
+from fixcore.saliency import SIGMA, THRESHOLD, evidence_distance, evidence_overlap, saliency_maps, saliency_masks
 from tests.fixcore.oracles_results import Point, density, make, overlap
 
 
@@ -112,3 +112,48 @@ def test_bad_settings_raise() -> None:
         evidence_overlap(fixations, make([[(0, 0, 1.0)]], 4, 5))
     with pytest.raises(InputError, match="agree"):
         evidence_overlap(fixations, make([[], []], 4, 4))
+
+
+def middle_and_spread(points: list[Point]) -> tuple[tuple[float, float], float]:
+    """The weighted median on each axis, and the mean distance from it."""
+    total = sum(mass for _, _, mass in points)
+    middle = []
+    for axis in (0, 1):
+        running = 0.0
+        for point in sorted(points, key=lambda one: one[axis]):
+            running += point[2]
+            if running >= total / 2 - 1e-6 * total:
+                middle.append(float(point[axis]))
+                break
+    row, col = middle
+    return (row, col), sum(mass * math.hypot(r - row, c - col) for r, c, mass in points) / total
+
+
+@given(images(2), images(2), st.sampled_from([0.0, 0.5, 4.0]))
+def test_distance_matches_the_oracle(first, second, margin: float) -> None:
+    height, width = max(first[1], second[1]), max(first[2], second[2])
+    a, b = make(first[0], height, width, margin), make(second[0], height, width, margin)
+    found = evidence_distance(a, b).tolist()
+    for one, other, got in zip(first[0], second[0], found, strict=True):
+        if not one or not other:
+            assert math.isnan(got)
+            continue
+        (m1, s1), (m2, s2) = middle_and_spread(one), middle_and_spread(other)
+        expected = math.dist(m1, m2) / max((s1 + s2) / 2 + margin, 0.5)
+        assert got == pytest.approx(expected, abs=1e-4)
+
+
+def test_distance_of_the_same_the_far_and_the_missing() -> None:
+    rng = torch.Generator().manual_seed(0)
+    cloud = (torch.randn(4000, 2, generator=rng) * 10 + 60).round().long().clamp(0, 199).tolist()
+    here = [(row, col, 1.0) for row, col in cloud]
+    there = [(row, col + 20, 1.0) for row, col in cloud]
+    a, b = make([here, here, here], 200, 200), make([here, there, []], 200, 200)
+    same, apart, missing = evidence_distance(a, b).tolist()
+    assert same == 0
+    assert apart == pytest.approx(20 / (10 * math.sqrt(math.pi / 2)), rel=0.05)  # two deviations
+    assert math.isnan(missing)
+    stray = make([[*here, (199, 199, 40.0)]], 200, 200)
+    assert evidence_distance(make([here], 200, 200), stray).item() < 0.05
+    with pytest.raises(InputError, match="must agree in targets, height and width"):
+        evidence_distance(a, make([here], 200, 200))

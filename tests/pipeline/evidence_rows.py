@@ -39,10 +39,16 @@ def image(image_id, label, probs, *, names=NAMES, overlap=ABSENT, traced=True, s
         row["pred_box"] = [0.0, 0.0, 8.0, 8.0]
         if pred != label:
             row["evidence_overlap"] = 0.7 if overlap is ABSENT else overlap
+            row["evidence_distance"] = None if overlap is None else distance_at(row["evidence_overlap"])
             row["label_box"] = None if row["evidence_overlap"] is None else [1.0, 1.0, 5.0, 5.0]
     if smoothed is not None:
         row |= dict(zip(("squeeze_pred", "squeeze_shift", "squeeze_overlap"), smoothed, strict=True))
     return row | more
+
+
+def distance_at(overlap):
+    """A distance for an overlap: 1.25, where the audit begins to call evidence apart, for 0.5."""
+    return 2.5 * (1 - overlap)
 
 
 def broken(image_id, label, error="the file is empty", *, names=NAMES, **more):

@@ -68,7 +68,7 @@ def test_next_to_no_evidence_for_the_label_is_a_wrong_label(tmp_path):
 
 @pytest.mark.parametrize(
     ("overlap", "expected"),
-    [(0.2, ["ambiguous"]), (0.499, ["ambiguous"]), (0.5, ["mislabeled"]), (0.9, ["mislabeled"])],
+    [(0.2, ["ambiguous"]), (0.5, ["ambiguous"]), (0.501, ["mislabeled"]), (0.9, ["mislabeled"])],
 )
 def test_a_label_in_play_with_a_place_of_its_own_contradicts_an_error(tmp_path, overlap, expected):
     """Probabilities alone call it wrong (in a data set that has such errors); two objects excuse the label."""
@@ -333,10 +333,10 @@ def loop(rows):
             own = row["probs"].astype(float)[row["label"]]
             own_is_less = row["label"] >= 0 and own < probs[0]
             in_play = round(math.exp(-sum(p * math.log(p) for p in probs if p > 0)))
-            overlap = row["evidence_overlap"]
-            has_evidence = overlap is not None or row["pred_box"] is None
+            distance = row["evidence_distance"]
+            has_evidence = distance is not None or row["pred_box"] is None
             readable = own_is_less and 1 + sum(p > own for p in probs) <= in_play and has_evidence
-            ambiguous = readable and (doubted or (wrong and overlap is not None and overlap < 0.5))
+            ambiguous = readable and (doubted or (wrong and distance is not None and distance >= 1.25))
             back = smooth == row["label"]
             drift = (
                 row["label"] >= 0

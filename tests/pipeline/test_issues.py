@@ -81,19 +81,20 @@ def test_every_reason_as_it_is_read(tmp_path):
         ("duplicate_conflict", "copy2.png"): "The same file, byte for byte, is also labelled 'cat' (copy1.png); at "
         "most one of these labels can be right.",
         ("mislabeled", "wrong1.png"): "Labelled 'cat' (1.0 % likely), but it looks like 'dog' (98.0 % likely). The "
-        "little that speaks for 'cat' lies in another place than what speaks for 'dog' (overlap 0.10).",
+        "little that speaks for 'cat' lies in another place than what speaks for 'dog' (2.2 times its spread apart).",
         ("mislabeled", "wrong2.png"): "Labelled 'cat' (3.0 % likely), but it looks like 'dog' (96.0 % likely). The "
-        "little that speaks for 'cat' lies in the same place as what speaks for 'dog' (overlap 0.80).",
+        "little that speaks for 'cat' lies in the same place as what speaks for 'dog' (0.5 times its spread apart).",
         ("mislabeled", "copy2.png"): "Labelled 'dog' (5.0 % likely), but it looks like 'cat' (90.0 % likely). The "
-        "little that speaks for 'dog' lies in the same place as what speaks for 'cat' (overlap 0.70).",
+        "little that speaks for 'dog' lies in the same place as what speaks for 'cat' (0.8 times its spread apart).",
         ("adversarial_drift", "drift.png"): "The image may have been tampered with: it is labelled 'cat' and taken for "
         "'dog' (98.0 % likely), but after a smoothing that a person hardly sees it is taken for 'cat', as labelled; "
         "88.0 % of the probability moved, while what speaks for either lies in the same place (overlap 0.75).",
         ("ambiguous", "tie.png"): "Two readings: the same object may be 'cat', as labelled (40.0 % likely), or 'dog' "
-        "(50.0 % likely); what speaks for the one and for the other lies in the same place (overlap 0.81).",
+        "(50.0 % likely); what speaks for the one and for the other lies in the same place (0.5 times its "
+        "spread apart).",
         ("ambiguous", "two.png"): "Two objects: the image seems to show both 'cat', as labelled (16.0 % likely), and "
         "'dog' (80.0 % likely); what speaks for the one lies in another place than what speaks for the other "
-        "(overlap 0.12).",
+        "(2.2 times its spread apart).",
         ("unreadable", "torn.png"): "The image could not be audited: the file is cut short.",
     }
 
@@ -127,7 +128,7 @@ def test_drift_to_a_third_class_names_it_even_where_no_image_has_it(tmp_path):
 
 
 SEEN = Seen(
-    label_name="a\nb", pred_name="\u202etac", label_probability=0.0, pred_probability=1.0, traced=True, overlap=0.3
+    label_name="a\nb", pred_name="\u202etac", label_probability=0.0, pred_probability=1.0, traced=True, distance=2.3
 )
 
 
