@@ -332,11 +332,12 @@ def _facts(result: RunResult) -> dict[str, Any]:
         "counts": result.counts,
         "warnings": list(result.warnings),
         "exceeded": list(result.exceeded),
+        **{name: result.summary[name] for name in ("estimated_errors", "estimated_precision", "shortcuts")},
     }
 
 
 def _print_result(result: RunResult) -> None:
-    from pipeline.wording import amount, shell_word
+    from pipeline.wording import amount, printable, shell_word
 
     counts = result.counts
     speed = counts["images"] / max(result.seconds, 1e-9)
@@ -346,6 +347,15 @@ def _print_result(result: RunResult) -> None:
     print(f"adversarial drift: {counts['adversarial_drift']:,}")
     if counts["error"]:
         print(f"unreadable:        {counts['error']:,} (the report says why)")
+    told = result.summary
+    if told["estimated_errors"]:
+        low, high = told["estimated_errors_range"]
+        print(f"wrong labels in all: about {told['estimated_errors']:,.0f} ({low:,.0f} to {high:,.0f})")
+    if told["estimated_precision"] is not None:
+        low, high = told["estimated_precision_range"]
+        print(f"doubts that are right: about {told['estimated_precision']:.0%} ({low:.0%} to {high:.0%})")
+    for one in told["shortcuts"]:
+        print(f"shortcut? {printable(one['name'])}: its evidence gathers in the {one['where']}")
     print(f"report: {result.folder.report}")
     if result.first_issue is not None:
         print(f"next:   fixaudit explain {shell_word(str(result.folder.path))} {shell_word(result.first_issue)}")

@@ -71,6 +71,8 @@ class RunResult:
     """image_id of the most suspicious image that can be drawn; None where nothing is flagged."""
     exceeded: tuple[str, ...]
     """What exceeds the limits of `fail_on`, a sentence each."""
+    summary: dict[str, Any]
+    """What summary.json says."""
 
 
 def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResult:
@@ -154,6 +156,7 @@ class _Run:
             warnings=tuple(self.warnings),
             first_issue=_first_issue(folder),
             exceeded=tuple(line for gate in gates for line in gate.exceeded(summary)),
+            summary=summary,
         )
 
     def _read_manifest(self, class_names: Sequence[str] | None) -> Manifest:
