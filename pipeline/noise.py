@@ -29,6 +29,9 @@ _SAMPLE_ROWS = 20_000
 _SAMPLE_VALUES = 1 << 23
 """A few numbers are fitted, so a sample is enough: 32 MB in float32."""
 
+_MOST_CLASSES = 2048
+"""Classes up to which each pair has a rate of its own: 16 MB of rates; of more, a sample says nothing of most pairs."""
+
 _SMALLEST = 1e-6
 """Probabilities below count as this: float16 rounds there, and a 0 would veto a class whatever the label says."""
 
@@ -86,7 +89,8 @@ class Sample:
         self._labels = np.concatenate([self._labels[old], labels[new]])
 
     def fit(self, *, by_class: bool) -> NoiseModel:
-        """Fit an explanation: *transitions* with `by_class`, else *scattered*. Without rows there is no noise."""
+        """Fit an explanation: *transitions* with `by_class`, else *scattered*, as with more than 2,048 classes."""
+        by_class = by_class and self._probs.shape[1] <= _MOST_CLASSES
         order = np.argsort(self._labels, kind="stable")  # so that sums by label are sums of neighbours
         return _fit(logarithms(self._probs[order]), torch.from_numpy(self._labels[order]), by_class)
 

@@ -131,3 +131,10 @@ def test_a_sample_is_bounded_fair_and_the_same_whatever_the_chunks(monkeypatch):
     assert (whole._labels >= 0).all()
     assert np.bincount(whole._labels).min() > 120
     assert whole.fit(by_class=False).sharpness == pytest.approx(parts.fit(by_class=False).sharpness, abs=1e-4)
+
+
+def test_of_very_many_classes_pairs_have_no_rates_of_their_own(monkeypatch):
+    probs, labels, _ = planted(uniform(0.1), count=500)
+    assert fitted(probs, labels, by_class=True).noise.shape == (CLASSES, CLASSES)
+    monkeypatch.setattr(module, "_MOST_CLASSES", CLASSES - 1)
+    assert fitted(probs, labels, by_class=True).noise.shape == (1,)
