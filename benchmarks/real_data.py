@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -244,6 +245,7 @@ def _cifar(data: Path, out: Path, count: int, marked: str | None = None) -> tupl
     labels = np.load(data / "cifar10" / "cifar10n.npz")
     given, clean = labels["aggregate"], labels["clean"]
     root, true_name, errors = out / "images", {}, set()
+    shutil.rmtree(root, ignore_errors=True)  # of more images, from a run before
     with tarfile.open(data / "cifar10" / "train_jpeg.tar.gz") as tar:
         for member in tar:
             index = int(member.name[-9:-4]) if member.isfile() else count
