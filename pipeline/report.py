@@ -22,7 +22,7 @@ from pipeline.errors import RunFolderError
 from pipeline.files import write_text
 from pipeline.findings import Finding, count_findings, dataset_name, top_findings
 from pipeline.runfolder import RunFolder
-from pipeline.schema import ISSUES
+from pipeline.schema import ISSUES, VERSION
 from pipeline.wording import TITLES, amount, count, percent, printable, score, shell_word, shortened
 
 __all__ = ["Limits", "write_report"]
@@ -121,6 +121,8 @@ def _read_summary(run: RunFolder) -> dict[str, Any]:
         summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {run.summary}: {error}") from error
+    if summary.get("schema") != VERSION:
+        raise RunFolderError(f"{run.path} was written by another version of fixaudit; run the audit again")
     return summary
 
 

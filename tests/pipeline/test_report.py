@@ -2,6 +2,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.audit import write_audit
 from pipeline.errors import RunFolderError
 from pipeline.issues import write_issues
 from pipeline.report import Limits, write_report
+from pipeline.runfolder import RunFolder
 from pipeline.summary import write_summary
 from pipeline.wording import TITLES, percent, printable
 from tests.pipeline.synthetic_run import ARABIC, CLASSES, LONG, SCRIPT, SHARD, Drawn, make_run
@@ -252,6 +254,13 @@ def test_possible_shortcuts_are_listed_in_words(run, page):
         f"{name} : 72.0 % of the evidence lies in the top left corner of the image (median of 40 images; other classes "
         "5.0 %). Is the object there, or a mark?"
     )
+
+
+def test_a_run_of_another_version_is_refused_in_one_line(run, tmp_path):
+    old = RunFolder(shutil.copytree(run.path, tmp_path / "old"))
+    old.summary.write_text(json.dumps(json.loads(old.summary.read_text()) | {"schema": 1}))
+    with pytest.raises(RunFolderError, match="was written by another version of fixaudit; run the audit again"):
+        write_report(old)
 
 
 def test_of_very_many_classes_the_worst_are_shown(run):
