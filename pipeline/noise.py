@@ -106,7 +106,8 @@ def _fit(logs: Tensor, labels: Tensor, by_class: bool) -> NoiseModel:
     noise = torch.full((1,), _FIRST_NOISE)
     if by_class:
         noise = torch.full((classes, classes), _FIRST_NOISE / max(1, classes - 1)).fill_diagonal_(1 - _FIRST_NOISE)
-    # Of a class that no image is labelled with, labels say nothing; a bias would only learn that it is not among them.
+    # Of a class that no image is labelled with, labels say nothing: a bias would only learn that it is not among them,
+    # and explain away what the images show. So those that are among them have a mean bias of 0.
     present = torch.bincount(labels, minlength=classes) > 0
     last = -torch.inf
     for _ in range(_ITERATIONS if len(labels) else 0):
@@ -129,7 +130,8 @@ def _fit(logs: Tensor, labels: Tensor, by_class: bool) -> NoiseModel:
         curvature = (true * logs.square()).sum() - mean.square().sum()
         step = float(((gap * logs).sum() - (sharpness - 1)) / (curvature + 1))
         sharpness = float(np.clip(sharpness + np.clip(step, -_STEP, _STEP), *_SHARPNESS))
-        bias = bias + ((gap.sum(0) - bias) / ((true * (1 - true)).sum(0) + 1)).clamp(-1, 1) * present
+        bias = bias + ((gap.sum(0) - bias) / ((true * (1 - true)).sum(0) + 1)).clamp(-1, 1)
+        bias = torch.where(present, bias - bias[present].mean(), 0.0)
         likelihood = float(told.log().mean())
         if likelihood - last < _ENOUGH:
             break

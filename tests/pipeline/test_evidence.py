@@ -132,6 +132,8 @@ def test_both_labels_are_traced_only_where_they_differ(tmp_path):
     assert list(rows.index) == ["bright/a.png", "bright/d.png", "dark/b.png", "dark/c.png"]
     assert rows.label_fix_x.notna().tolist() == [False, False, True, False]
     assert rows.loc["dark/b.png"].evidence_overlap >= 0
+    assert rows.evidence_distance.notna().tolist() == rows.evidence_overlap.notna().tolist()
+    assert rows.loc["dark/b.png"].evidence_distance != rows.loc["dark/b.png"].evidence_overlap
     bad = rows.loc["bright/d.png"]
     assert bad.status == "error"
     assert bad.error

@@ -138,3 +138,24 @@ def test_of_very_many_classes_pairs_have_no_rates_of_their_own(monkeypatch):
     assert fitted(probs, labels, by_class=True).noise.shape == (CLASSES, CLASSES)
     monkeypatch.setattr(module, "_MOST_CLASSES", CLASSES - 1)
     assert fitted(probs, labels, by_class=True).noise.shape == (1,)
+
+
+@pytest.mark.parametrize("by_class", [False, True])
+def test_a_class_that_nothing_is_labelled_with_is_not_explained_away(by_class):
+    """A folder of one class with a few images of another: no bias may learn that the other is never given."""
+    probs = np.full((2000, CLASSES), 0.02)
+    probs[:, 0] = 0.94
+    probs[:60] = [0.02, 0.94, 0.02, 0.02]
+    model = fitted(probs, np.zeros(2000, int), by_class=by_class)
+    assert model.bias.abs().max() == 0
+    wrong = model.error_probability(probs, np.zeros(2000, int))
+    assert wrong[:60].min() > 0.25
+    assert wrong[60:].max() < 0.05
+
+
+def test_a_handful_of_images_does_not_make_the_model_certain():
+    sharpness = [
+        fitted(np.tile([0.7, 0.2, 0.1], (count, 1)), np.arange(count) % 2 * 0, by_class=False).sharpness
+        for count in (2, 20)
+    ]
+    assert 1 < sharpness[0] < sharpness[1] < 4
