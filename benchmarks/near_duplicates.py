@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter
 
 from benchmarks.photographs import FOLDER, read_photographs
-from pipeline.duplicates import SAME_PICTURE, near_pairs, thumbnail
+from pipeline.duplicates import SAME_PICTURE, near_pairs
+from pipeline.images import thumbnail
 
 
 def compressed(picture: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
 from scipy.fft import dctn
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from pipeline.audit import scan
+from pipeline.images import THUMBNAIL
 
 SAME_PICTURE = 0.995
 """Correlation from which two thumbnails are one picture. Measured (benchmarks/near_duplicates.py): photographs
 compressed to JPEG quality 30, halved, blurred or at lower contrast stay above 0.998, different ones below 0.93."""
 
-THUMBNAIL = 8
 _LOWEST = 4
 """Frequencies along each side that the tree looks at: 15 numbers without the mean, most of a picture's variance."""
 
 _FLAT = 2.0
 """Deviation of a thumbnail's grey levels below which there is no picture in it to compare; noise would decide."""
+
+_CHUNK_ROWS = 1 << 16
 
 _NEIGHBOURS = 8
 """Twins asked for of each picture; of more than that, the twins of its twins are found too."""
@@ -52,12 +53,6 @@ class Twin:
     split: str
     """Empty where the dataset has no splits."""
     sha256: str
-
-
-def thumbnail(picture: Image.Image) -> bytes:
-    """Return a picture's thumbnail as it is stored: 8 x 8 grey levels, row by row."""
-    grey = picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-    return grey.tobytes()
 
 
 def conflicting_copies(parts: Sequence[Path], manifest: Path | None = None) -> list[tuple[Twin, ...]]:
@@ -89,7 +84,7 @@ def conflicting_copies(parts: Sequence[Path], manifest: Path | None = None) -> l
     groups = [
         tuple(
             sorted(
-                (Twin(one.image_id, one.label_name, split.get(one.image_id, ""), one.sha256) for one in twins),
+                (replace(one, split=split.get(one.image_id, "")) for one in twins),
                 key=lambda twin: twin.image_id,
             )
         )
@@ -117,23 +112,34 @@ def _groups(digests: Any, thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
 
 def near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the pairs of one picture, (P, 2), the lower index first, of uint8 (N, 64) thumbnails."""
+    parts = [np.zeros((0, _LOWEST**2 - 1), np.float32)]
+    shown = [np.zeros(0, np.int64)]
+    for start in range(0, len(thumbnails), _CHUNK_ROWS):
+        unit, is_flat = _unit(thumbnails[start : start + _CHUNK_ROWS])
+        shown.append(start + np.flatnonzero(~is_flat))
+        low = dctn(unit[~is_flat], axes=(1, 2), norm="ortho")[:, :_LOWEST, :_LOWEST]
+        parts.append(low.reshape(len(low), _LOWEST**2)[:, 1:])
+    lowest, rows = np.concatenate(parts), np.concatenate(shown)
+    if len(rows) < 2:
+        return np.zeros((0, 2), np.int64)
+    radius = math.sqrt(2 * (1 - SAME_PICTURE))  # of two vectors of unit length
+    count = min(_NEIGHBOURS + 1, len(rows))
+    distance, other = KDTree(lowest).query(lowest, k=count, distance_upper_bound=radius * (1 + 1e-6))
+    row, place = np.nonzero(np.isfinite(distance))
+    column = other[row, place]
+    ordered = rows[np.unique(np.sort(np.stack([row, column], axis=1)[row != column], axis=1), axis=0)]
+    first, second = (_unit(thumbnails[ordered[:, side]])[0] for side in (0, 1))
+    found: NDArray[np.int64] = ordered[np.einsum("nij,nij->n", first, second) >= SAME_PICTURE]
+    return found
+
+
+def _unit(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Return thumbnails less their mean at unit length, float32 (n, 8, 8), and which are flat, (n,)."""
     grey = thumbnails.reshape(-1, THUMBNAIL, THUMBNAIL).astype(np.float32)
     grey -= grey.mean(axis=(1, 2), keepdims=True)
     length = np.sqrt(np.square(grey).sum(axis=(1, 2)))
-    shown = np.flatnonzero(length > _FLAT * THUMBNAIL)
-    if len(shown) < 2:
-        return np.zeros((0, 2), np.int64)
-    unit = grey[shown] / length[shown, None, None]
-    low = dctn(unit, axes=(1, 2), norm="ortho")[:, :_LOWEST, :_LOWEST].reshape(len(unit), -1)[:, 1:]
-    radius = math.sqrt(2 * (1 - SAME_PICTURE))  # of two vectors of unit length
-    count = min(_NEIGHBOURS + 1, len(unit))
-    distance, other = KDTree(low).query(low, k=count, distance_upper_bound=radius * (1 + 1e-6))
-    row, place = np.nonzero(np.isfinite(distance))
-    column = other[row, place]
-    ordered = np.unique(np.sort(np.stack([row, column], axis=1)[row != column], axis=1), axis=0)
-    agree = np.einsum("nij,nij->n", unit[ordered[:, 0]], unit[ordered[:, 1]]) >= SAME_PICTURE
-    found: NDArray[np.int64] = shown[ordered[agree]]
-    return found
+    is_flat: NDArray[np.bool_] = length <= _FLAT * THUMBNAIL
+    return grey / np.maximum(length, 1e-6)[:, None, None], is_flat
 
 
 def _levels(column: Any) -> NDArray[np.uint8]:

@@ -19,12 +19,21 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import schema
-from pipeline.duplicates import thumbnail
 from pipeline.geometry import InputSpec, seen_region
 from pipeline.manifest import Shard
 from pipeline.rgb import ImageError, read_rgb
 
-__all__ = ["DecodedImage", "DecodedShard", "ImageError", "decode_image", "decode_shard", "load_original", "read_image"]
+__all__ = [
+    "THUMBNAIL",
+    "DecodedImage",
+    "DecodedShard",
+    "ImageError",
+    "decode_image",
+    "decode_shard",
+    "load_original",
+    "read_image",
+    "thumbnail",
+]
 
 _MOST_BYTES = 1 << 30
 """A file larger than this is no picture; reading it could take the process's memory with it."""
@@ -32,6 +41,8 @@ _LONGEST = 1 << 22
 """Longest side in pixels; Pillow keeps the box to resample in float32, which beyond cannot tell half pixels apart."""
 _WORTH_THREADS = 200 * 200
 """Pixels of an image from which threads gain: below, Python's own work, one thread at a time, is most of decoding."""
+THUMBNAIL = 8
+"""Side of the little picture that is kept of each image, by which `pipeline.duplicates` finds it again."""
 _FOUND = ("sha256", "thumbnail", "width", "height", "status", "error")
 
 
@@ -46,7 +57,7 @@ class DecodedImage:
     height: int
     """Original height in pixels, after EXIF rotation."""
     thumbnail: bytes
-    """The whole image in little, by which `pipeline.duplicates` finds it again."""
+    """The whole image in little; see `thumbnail`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +88,11 @@ def decode_image(data: bytes, spec: InputSpec) -> DecodedImage:
     region = seen_region(picture.width, picture.height, spec)
     seen = picture.resize((spec.size, spec.size), Image.Resampling.BILINEAR, box=region.box)
     return DecodedImage(np.array(seen), picture.width, picture.height, thumbnail(picture))
+
+
+def thumbnail(picture: Image.Image) -> bytes:
+    """Return a picture's thumbnail as it is stored: 8 x 8 grey levels, row by row."""
+    return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
 
 
 def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -> DecodedShard:

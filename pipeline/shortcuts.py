@@ -79,9 +79,12 @@ def find_shortcuts(parts: Sequence[Path], class_names: Sequence[str]) -> tuple[S
     for one in np.flatnonzero(np.bincount(label) >= _FEWEST).tolist():
         own = label == one
         inside = np.median(share[own], axis=0)
-        outside = np.median(share[~own], axis=0) if not own.all() else np.zeros(len(REGIONS))
-        gathered = (inside >= DENSE * _AREAS) & (inside >= TIMES * outside)
-        if gathered.any() and not own.all():
+        dense = inside >= DENSE * _AREAS
+        if not dense.any() or own.all():
+            continue
+        outside = np.median(share[~own], axis=0)  # of nearly all images, so only where it can matter
+        gathered = dense & (inside >= TIMES * outside)
+        if gathered.any():
             at = int(np.argmax(np.where(gathered, inside / _AREAS, 0)))
             found.append(
                 Shortcut(

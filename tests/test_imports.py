@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,3 +74,10 @@ def test_only_the_ray_engine_knows_ray() -> None:
 def test_the_finder_sees_imports_wherever_they_stand() -> None:
     source = "import a.b, c\nfrom d.e import f\ndef g():\n    if True:\n        import h\n"
     assert sorted(imported(source)) == [(1, "a.b"), (1, "c"), (2, "d.e"), (5, "h")]
+
+
+def test_decoding_an_image_needs_no_network_library():
+    """Ray's decoding tasks start by the hundred; torch alone would cost each seconds and 300 MB."""
+    told = "import sys, pipeline.images; print([name for name in ('torch', 'scipy', 'ray') if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"

@@ -13,7 +13,8 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from pipeline import schema
 from pipeline.audit import write_audit
-from pipeline.duplicates import SAME_PICTURE, conflicting_copies, near_pairs, thumbnail
+from pipeline.duplicates import SAME_PICTURE, conflicting_copies, near_pairs
+from pipeline.images import thumbnail
 from pipeline.issues import write_issues
 from tests.pipeline.evidence_rows import NAMES, broken, clear, image, write_run
 
