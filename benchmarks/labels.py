@@ -18,7 +18,7 @@ import itertools
 import sys
 import tarfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,13 @@ from pipeline.labels import find_label_errors
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _CIFAR_IMAGES = 10_000
+_KINDS = {
+    "uniform": ("uniform",),
+    "asymmetric": ("asymmetric",),
+    "by image": ("by image",),
+    "human": ("aggregate", "random1", "random2", "random3"),
+}
+"""How the names of cases end."""
 _NOISE = (0.005, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 
@@ -141,7 +148,7 @@ def cifar_cases(data: Path) -> Iterator[Case]:
     )
     for name, features, penalty in judges:
         yield from _planted(name, features, truth, _linear(penalty))
-        for who in ("aggregate", "random1", "random2", "random3"):
+        for who in _KINDS["human"]:
             given = labels[who][:_CIFAR_IMAGES].astype(np.int64)
             yield Case(f"{name}, {who}", _out_of_sample(_linear(penalty), features, given), given, given != truth)
 
@@ -177,6 +184,25 @@ def compare(case: Case) -> Outcome:
         errors=int(case.is_error.sum()),
         estimated_errors=ours.estimated_errors,
     )
+
+
+def summarise(which: str, outcomes: Sequence[Outcome]) -> None:
+    """Print how often the aims are reached, and the mean F1."""
+    if not outcomes:
+        return
+    print(f"{len(outcomes)} cases, {which}:")
+    for aim, reached in (
+        ("F1 at least the better of cleanlab and argmax, less 0.005", lambda one: one.f1 >= one.other - 0.005),
+        ("cleanlab's own share of that", lambda one: one.cleanlab >= one.other - 0.005),
+        ("F1 within 0.02 of the best cut", lambda one: one.best - one.f1 <= 0.02),
+        ("cleanlab's F1 within 0.02 of the best cut", lambda one: one.best - one.cleanlab <= 0.02),
+        ("estimated precision within 0.1", lambda one: abs(one.estimated - one.precision) <= 0.1),
+        ("precision inside the range", lambda one: one.low - 0.02 <= one.precision <= one.high + 0.02),
+    ):
+        count = sum(reached(one) for one in outcomes)
+        print(f"  {aim}: {count} ({count / len(outcomes):.2f})")
+    mean = {name: np.mean([getattr(one, name) for one in outcomes]) for name in ("f1", "cleanlab", "argmax", "best")}
+    print("  mean F1: " + ", ".join(f"{name} {value:.3f}" for name, value in mean.items()))
 
 
 def ambiguity(data: Path) -> None:
@@ -228,19 +254,9 @@ def main() -> None:
                 f"{one.name}: first 100 {one.first_100:.2f} (cleanlab {one.cleanlab_first_100:.2f}); {one.flags} flags "
                 f"(cleanlab {one.cleanlab_flags}), recall {one.recall:.2f} (cleanlab {one.cleanlab_recall:.2f})"
             )
-    some = [one for one in outcomes if one.errors >= 10]
-    print(f"of {len(some)} cases with at least 10 errors:")
-    for aim, reached in (
-        ("F1 at least the better of cleanlab and argmax, less 0.005", lambda one: one.f1 >= one.other - 0.005),
-        ("cleanlab's own share of that", lambda one: one.cleanlab >= one.other - 0.005),
-        ("F1 within 0.02 of the best cut", lambda one: one.best - one.f1 <= 0.02),
-        ("cleanlab's F1 within 0.02 of the best cut", lambda one: one.best - one.cleanlab <= 0.02),
-        ("estimated precision within 0.1", lambda one: abs(one.estimated - one.precision) <= 0.1),
-        ("precision inside the range", lambda one: one.low - 0.02 <= one.precision <= one.high + 0.02),
-    ):
-        print(f"  {aim}: {sum(reached(one) for one in some)} ({np.mean([reached(one) for one in some]):.2f})")
-    mean = {name: np.mean([getattr(one, name) for one in some]) for name in ("f1", "cleanlab", "argmax", "best")}
-    print("  mean F1: " + ", ".join(f"{name} {value:.3f}" for name, value in mean.items()))
+    summarise("at least 10 errors", [one for one in outcomes if one.errors >= 10])
+    for kind, endings in _KINDS.items():
+        summarise(kind, [one for one in outcomes if one.name.endswith(endings)])
     ambiguity(options.data)
 
 
