@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixcore.rules import winner
+from fixcore.rules import compiled, winner
 from fixcore.rules.window import Window
 
 
@@ -70,14 +70,20 @@ def test_compiled_and_looped_find_the_same_cell(seed, points, kernel, stride, di
     assert torch.equal(found, winner._looped_cells(by_place, index, window))
 
 
+@pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_threads_change_nothing(threads, monkeypatch):
-    monkeypatch.setattr(winner, "_SMALL", 1)
-    given_case = convolution(0, 50, 2, 8, (3, 3), True, False)
+def test_threads_change_nothing(threads, openmp, monkeypatch):
+    monkeypatch.setattr(compiled, "_SMALL", 1)
+    monkeypatch.setattr(compiled, "_LARGE", 1)
+    monkeypatch.setattr(compiled, "_has_openmp", lambda: openmp)
+    convolutions = convolution(0, 50, 2, 8, (3, 3), True, False)
+    images, _, index, window, *_ = convolutions
+    cells = images, index % (2 * 16 * 36), window
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert torch.equal(winners(given_case), winner._looped_inputs(*given_case))
+        assert torch.equal(winners(convolutions), winner._looped_inputs(*convolutions))
+        assert torch.equal(winner.winning_cells(*cells), winner._looped_cells(*cells))
     finally:
         torch.set_num_threads(before)
 
