@@ -51,9 +51,10 @@ class Points:
         return Points(index[point, branch], self.trace[point], self.mass[point] * share[point, branch], low=low)
 
     def where(self, kept: Tensor) -> Points:
-        """Return the points for which `kept`, bool (P,), holds."""
-        low = None if self.low is None else self.low[kept]
-        return Points(self.index[kept], self.trace[kept], self.mass[kept], self.distinct, low)
+        """Return the points for which `kept`, bool (P,), holds, or those at the positions `kept`, int64."""
+        at = kept.nonzero()[:, 0] if kept.dtype == torch.bool else kept
+        index, trace, mass = (own.index_select(0, at) for own in (self.index, self.trace, self.mass))
+        return Points(index, trace, mass, self.distinct, None if self.low is None else self.low.index_select(0, at))
 
     def part(self, part: slice) -> Points:
         """Return some of the points, as they stand."""

@@ -15,6 +15,8 @@ from fixcore.errors import TargetError
 from fixcore.graph import Recording
 from fixcore.points import Points
 from fixcore.rules.linear import excitation
+from fixcore.rules.window import Window
+from fixcore.rules.winner import winning_inputs
 
 Contrast = Literal["mean", "softmax", "runner_up"]
 
@@ -111,14 +113,27 @@ def head_points(recording: Recording, start: Start, weight: Tensor, against: boo
         product = begun.driving((by_place[image, 0] * weight)[torch.searchsorted(asked, begun.trace)])
         spread = begun.spread(begun.index[:, None] + position[0, 0], *excitation(product))
         return head.map, spread.as_valued(value)
-    class_map = torch.bmm(by_place[image], weight[:, :, None])[:, :, 0].float()
+    class_map = torch.bmm(by_place.index_select(0, image), weight[:, :, None])[:, :, 0].float()
     excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
     total = excess.sum(1, keepdim=True)
     share = torch.where(total > 0, excess / total, 1.0 / excess.shape[1])
     row, place = (share > 0).nonzero(as_tuple=True)
-    channel = (by_place[image[row], place] * weight[row]).argmax(1)
+    channel = _strongest_channel(by_place, weight, image[row], row, place)
     index = image[row] * per_image + position[0, place, channel]
     return head.map, Points(index, asked[row], share[row, place])
+
+
+def _strongest_channel(by_place: Tensor, weight: Tensor, image: Tensor, row: Tensor, place: Tensor) -> Tensor:
+    """Return int64 (P,): of `by_place[image, place] * weight[row]`, (P, D), the largest; ties to the lowest.
+
+    As a convolution with a kernel per target would, so that nothing is copied.
+    """
+    places, features = by_place.shape[1:]
+    line = (int(places), 1)
+    window = Window(extent=line, out=line, kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    at = (image * len(weight) + row) * places + place
+    found = winning_inputs(by_place[:, :, None], weight[:, None, None], at, window, 1, at_centre=True)
+    return torch.div(found, places, rounding_mode="floor") % features
 
 
 def neuron_points(recording: Recording, start: Start, against: bool | None) -> tuple[fx.Node, Points]:

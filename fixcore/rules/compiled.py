@@ -39,7 +39,7 @@ def winning_inputs(
 ) -> Tensor:
     """As `winner.winning_inputs`, for float32 on a CPU."""
     given = (images.numpy(), kernels.numpy(), _geometry(window), len(kernels), groups, at_centre)
-    return _on_threads(_find_inputs, _find_inputs_on_threads, given, index, len(index) * kernels[0].numel())
+    return _on_threads(_find_inputs, _find_inputs_on_threads, given, index, len(index) * kernels.shape[1:].numel())
 
 
 def winning_cells(images: Tensor, index: Tensor, window: Window) -> Tensor:

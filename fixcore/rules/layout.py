@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
@@ -80,24 +82,27 @@ def own_part(visit: Visit, points: Points) -> Flow:
     dim = visit.plain("dim") % len(visit.shape)
     # torch lets an empty vector join anything
     parts = [part for part in visit.arguments["tensors"] if len(visit.shapes[part]) == len(visit.shape)]
-    extents = [visit.shapes[part][dim] for part in parts]
+    extents = tuple(visit.shapes[part][dim] for part in parts)
     inner, whole = visit.shape[dim + 1 :].numel(), visit.shape[dim]
-    ends = torch.tensor(extents, device=points.index.device).cumsum(0)
     rest = torch.div(points.index, inner, rounding_mode="floor")
     outer = torch.div(rest, whole, rounding_mode="floor")
-    at = rest - outer * whole
-    number = torch.searchsorted(ends, at, right=True)
-    extent = torch.diff(ends, prepend=ends.new_zeros(1))[number]
-    first = ends[number] - extent
+    number, first, others = _ownership(extents, points.index.device)[:, rest - outer * whole]
     # what precedes in a row of the part, instead of in a row of the whole
-    own = points.moved(points.index - outer * (whole - extent) * inner - first * inner, apart=True)
+    own = points.moved(points.index - (outer * others + first) * inner, apart=True)
     order = torch.argsort(number, stable=True)
     counts = torch.bincount(number, minlength=len(parts)).tolist()
-    flow = []
-    for part, here in zip(parts, torch.split(order, counts), strict=True):
-        if len(here):
-            flow.append((part, own.where(here)))
-    return flow
+    return [(part, own.where(here)) for part, here in zip(parts, torch.split(order, counts), strict=True) if len(here)]
+
+
+@lru_cache(maxsize=256)
+def _ownership(extents: tuple[int, ...], device: torch.device) -> Tensor:
+    """Say of each place along a concatenation: the part it came from, that part's beginning, all other parts' extent.
+
+    int64 (3, sum of extents).
+    """
+    sizes = torch.tensor(extents)
+    table = torch.stack([torch.arange(len(extents)), sizes.cumsum(0) - sizes, sum(extents) - sizes])
+    return table.repeat_interleave(sizes, 1).to(device)
 
 
 @rule(aten.stack.default)
