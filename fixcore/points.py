@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from fixcore.compiled import join as compiled_join
+
 _ROUNDING = 1e-6
 """A half that is missed by rounding alone is a half."""
 
@@ -56,6 +58,13 @@ class Points:
         index, trace, mass = (own.index_select(0, at) for own in (self.index, self.trace, self.mass))
         return Points(index, trace, mass, self.distinct, None if self.low is None else self.low.index_select(0, at))
 
+    def split(self, counts: list[int]) -> list[Points]:
+        """Return so many points each, in their order."""
+        low = [None] * len(counts) if self.low is None else torch.split(self.low, counts)
+        index, trace, mass = (torch.split(values, counts) for values in (self.index, self.trace, self.mass))
+        own = zip(index, trace, mass, low, strict=True)
+        return [Points(index, trace, mass, self.distinct, part) for index, trace, mass, part in own]
+
     def part(self, part: slice) -> Points:
         """Return some of the points, as they stand."""
         low = None if self.low is None else self.low[part]
@@ -87,14 +96,20 @@ def merged(parts: Sequence[Points], size: int) -> Points:
         return parts[0]
     joined = parts[0] if len(parts) == 1 else _joined(parts)
     place = joined.trace * size + joined.index
-    key, slot = torch.unique(place if joined.low is None else place * 2 + joined.low, return_inverse=True)
-    mass = torch.zeros(key.numel(), dtype=joined.mass.dtype, device=key.device)
-    mass.index_add_(0, slot, joined.mass)
+    key, mass = summed_by_key(place if joined.low is None else place * 2 + joined.low, joined.mass)
     low = None
     if joined.low is not None:
         low, key = (key % 2).bool(), torch.div(key, 2, rounding_mode="floor")
     trace = torch.div(key, size, rounding_mode="floor")
     return Points(key - trace * size, trace, mass, distinct=True, low=low)
+
+
+def summed_by_key(key: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct keys, int64 (Q,), ascending, and the sum of the mass of each; `key` is 0 or more, (P,)."""
+    if key.device.type == "cpu" and mass.dtype == torch.float32:
+        return compiled_join.summed_by_key(key, mass)
+    distinct, slot = torch.unique(key, return_inverse=True)
+    return distinct, torch.zeros(len(distinct), dtype=mass.dtype, device=key.device).index_add_(0, slot, mass)
 
 
 def settled(points: Points) -> Points:

@@ -50,8 +50,11 @@ def test_fixcore_knows_torch_only_but_for_its_compiled_loops_and_regions() -> No
     allowed = {"fixcore", "torch", *sys.stdlib_module_names}
     strangers = {(where.partition(":")[0], name) for where, name in found("fixcore") if name not in allowed}
     assert strangers == {
-        ("fixcore/rules/compiled.py", "numba"),
-        ("fixcore/rules/compiled.py", "numpy"),
+        ("fixcore/compiled/join.py", "numpy"),
+        ("fixcore/compiled/threads.py", "numba"),
+        ("fixcore/compiled/threads.py", "numpy"),
+        ("fixcore/compiled/windows.py", "numba"),
+        ("fixcore/compiled/windows.py", "numpy"),
         ("fixcore/regions.py", "numpy"),
         ("fixcore/regions.py", "scipy"),
     }

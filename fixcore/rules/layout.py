@@ -89,9 +89,8 @@ def own_part(visit: Visit, points: Points) -> Flow:
     number, first, others = _ownership(extents, points.index.device)[:, rest - outer * whole]
     # what precedes in a row of the part, instead of in a row of the whole
     own = points.moved(points.index - (outer * others + first) * inner, apart=True)
-    order = torch.argsort(number, stable=True)
-    counts = torch.bincount(number, minlength=len(parts)).tolist()
-    return [(part, own.where(here)) for part, here in zip(parts, torch.split(order, counts), strict=True) if len(here)]
+    by_part = own.where(torch.argsort(number, stable=True)).split(torch.bincount(number, minlength=len(parts)).tolist())
+    return [(part, here) for part, here in zip(parts, by_part, strict=True) if len(here)]
 
 
 @lru_cache(maxsize=256)

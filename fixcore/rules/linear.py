@@ -14,8 +14,8 @@ aten = torch.ops.aten
 
 _CHUNK = 1 << 21
 """Elements of the (points, inputs) product held at once."""
-_WEIGHTS = 1 << 20
-"""Weights copied at once: a few MB, so that they stay in cache until they are multiplied."""
+_WEIGHTS = 1 << 22
+"""Weights copied at once: few enough to stay in cache until they are multiplied, many enough to multiply them well."""
 
 
 @rule(aten.linear.default, keeps=("input",))
@@ -78,21 +78,26 @@ def shared_among_inputs(by_token: Tensor, weight: Tensor, token: Tensor, neuron:
         mass = torch.zeros(len(pair), len(active), device=weight.device)
         mass.index_put_((row[here], column), points.mass[here], accumulate=True)
         for part in parts(len(active), inputs, _WEIGHTS):
-            own = weight[active[part]].float()
-            pulls = [(own * (sign * wanted)).clamp_(min=0) for sign in signs]
+            own = weight.index_select(0, active[part]).float()  # a copy
+            pulls = [_pull(own if sign == signs[-1] else own.clone(), sign * wanted) for sign in signs]
             driven = torch.stack([value @ pull.T for value, pull in zip(driving, pulls, strict=True)]).sum(0)
             share = torch.where(driven > 0, mass[:, part] / driven, 0.0)
             for went, pull in zip(by_pull, pulls, strict=True):
                 went.addmm_(share, pull)
             lost_row, lost_column = ((driven <= 0) & (mass[:, part] != 0)).nonzero(as_tuple=True)
             if len(lost_row):
-                least = (values[lost_row] * own[lost_column] * wanted).argmax(1)
+                least = (values[lost_row] * weight[active[part][lost_column]].float() * wanted).argmax(1)
                 arrived.index_put_((lost_row, least), mass[lost_row, lost_column + part.start], accumulate=True)
     for value, went in zip(driving, by_pull, strict=True):
         arrived.addcmul_(value, went)
     row, place = arrived.nonzero(as_tuple=True)
     found = Points(own_token[row] * inputs + place, trace[row], arrived[row, place], distinct=True)
     return found if points.low is None else replace(found, low=values[row, place] < 0)
+
+
+def _pull(weight: Tensor, sign: int) -> Tensor:
+    """Keep, in place, what of the weights has a sign, and make it positive."""
+    return (weight if sign > 0 else weight.neg_()).clamp_(min=0)
 
 
 def _by_direction(points: Points) -> list[tuple[int, Tensor | slice]]:

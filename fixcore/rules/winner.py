@@ -1,7 +1,7 @@
 """The searches that take time on the way back: a convolution's winning channel, a maximum pool's winning cell.
 
 P points; images (N, H, W, C); kernels (O, kh, kw, C of a group). On a CPU, in float32, everything from a point's index
-in the output to its index in the input is one compiled pass with nothing in between (fixcore/rules/compiled.py);
+in the output to its index in the input is one compiled pass with nothing in between (fixcore/compiled);
 elsewhere torch adds the same numbers in the same order, so that the results are the same to the last bit.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fixcore.compiled import windows as compiled
 from fixcore.points import ravel, unravel
-from fixcore.rules import compiled
 from fixcore.rules.window import Window
 
 _CHUNK = 1 << 21

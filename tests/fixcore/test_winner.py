@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixcore.rules import compiled, winner
+from fixcore.compiled import threads as running
+from fixcore.rules import winner
 from fixcore.rules.window import Window
 
 
@@ -73,9 +74,9 @@ def test_compiled_and_looped_find_the_same_cell(seed, points, kernel, stride, di
 @pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads_change_nothing(threads, openmp, monkeypatch):
-    monkeypatch.setattr(compiled, "_SMALL", 1)
-    monkeypatch.setattr(compiled, "_LARGE", 1)
-    monkeypatch.setattr(compiled, "_has_openmp", lambda: openmp)
+    monkeypatch.setattr(running, "_SMALL", 1)
+    monkeypatch.setattr(running, "_LARGE", 1)
+    monkeypatch.setattr(running, "_has_openmp", lambda: openmp)
     convolutions = convolution(0, 50, 2, 8, (3, 3), True, False)
     images, _, index, window, *_ = convolutions
     cells = images, index % (2 * 16 * 36), window

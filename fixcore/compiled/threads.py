@@ -1,0 +1,84 @@
+"""Compiling plain loops over points with numba, and running them on as many threads as torch uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_SMALL = 1 << 12
+"""Products below which one thread is as fast."""
+_LARGE = 1 << 20
+"""Products below which handing parts to Python's threads costs more than it brings."""
+
+_numba: Any = numba  # whose own types are incomplete
+_Loop = TypeVar("_Loop", bound=Callable[..., Any])
+alone: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True)
+"""Compiles a loop for one thread."""
+on_all: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True, parallel=True)
+"""Compiles a loop whose `numba.prange` runs on several."""
+
+
+def on_threads(
+    find: Callable[..., None], find_on_threads: Callable[..., None], given: tuple[Any, ...], index: Tensor, work: int
+) -> Tensor:
+    """Return what a loop finds for every point, int64 (P,), on as many threads as torch uses if there is enough to do.
+
+    `find(*given, index, found)` writes to `found`; `find_on_threads` takes the number of parts before that.
+    """
+    found = torch.empty_like(index)
+    threads = min(torch.get_num_threads(), _numba.config.NUMBA_NUM_THREADS)
+    if threads == 1 or work < (_SMALL if _has_openmp() else _LARGE):
+        find(*given, index.numpy(), found.numpy())
+    elif _has_openmp():
+        with _numba_threads(threads):
+            find_on_threads(threads, *given, index.numpy(), found.numpy())
+    else:
+        parts = zip(*(np.array_split(array.numpy(), threads) for array in (index, found)), strict=True)  # views
+        list(_pool(threads).map(lambda own: find(*given, *own), parts))
+    return found
+
+
+@contextmanager
+def _numba_threads(threads: int) -> Iterator[None]:
+    """Let numba use so many threads, and afterwards as many as before."""
+    before = numba.get_num_threads()
+    if before == threads:
+        yield
+        return
+    numba.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        numba.set_num_threads(before)
+
+
+@cache
+def _has_openmp() -> bool:
+    """Whether numba's threads are OpenMP's, which wait for work awake: handing it out takes microseconds.
+
+    So it is where the system has the library, unless somebody chose other threads for numba.
+    """
+    try:
+        import_module("numba.np.ufunc.omppool")
+    except ImportError:
+        return False
+    if _numba.config.THREADING_LAYER == "default":
+        _numba.config.THREADING_LAYER = "omp"
+    try:
+        return bool(_numba.threading_layer() == "omp")
+    except ValueError:  # nothing ran on threads before
+        return bool(_numba.config.THREADING_LAYER == "omp")
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="fixcore")
