@@ -51,6 +51,7 @@ def test_fixcore_knows_torch_only_but_for_its_compiled_loops_and_regions() -> No
     strangers = {(where.partition(":")[0], name) for where, name in found("fixcore") if name not in allowed}
     assert strangers == {
         ("fixcore/compiled/join.py", "numpy"),
+        ("fixcore/compiled/parts.py", "numpy"),
         ("fixcore/compiled/threads.py", "numba"),
         ("fixcore/compiled/threads.py", "numpy"),
         ("fixcore/compiled/windows.py", "numba"),

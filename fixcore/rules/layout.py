@@ -7,6 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, fx
 
+from fixcore.compiled import parts as compiled
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
 
@@ -83,14 +84,31 @@ def own_part(visit: Visit, points: Points) -> Flow:
     # torch lets an empty vector join anything
     parts = [part for part in visit.arguments["tensors"] if len(visit.shapes[part]) == len(visit.shape)]
     extents = tuple(visit.shapes[part][dim] for part in parts)
-    inner, whole = visit.shape[dim + 1 :].numel(), visit.shape[dim]
-    rest = torch.div(points.index, inner, rounding_mode="floor")
-    outer = torch.div(rest, whole, rounding_mode="floor")
-    number, first, others = _ownership(extents, points.index.device)[:, rest - outer * whole]
+    inner = visit.shape[dim + 1 :].numel()
+    place, order, counts = by_part(points.index, _ownership(extents, points.index.device), inner, len(parts))
+    by_own = points.where(order).moved(place, apart=True).split(counts)
+    return [(part, here) for part, here in zip(parts, by_own, strict=True) if len(here)]
+
+
+def by_part(index: Tensor, owners: Tensor, inner: int, parts: int) -> tuple[Tensor, Tensor, list[int]]:
+    """Sort positions in a concatenation, int64 (P,), by the part that they came from, ties in their order.
+
+    `owners` is `_ownership`'s; `inner` the elements from one place along the concatenation to the next. Returns the
+    positions in their parts, the order int64 (P,), and the number in each part.
+    """
+    if index.device.type == "cpu":
+        return compiled.by_part(index, owners, inner, parts)
+    return _by_part(index, owners, inner, parts)
+
+
+def _by_part(index: Tensor, owners: Tensor, inner: int, parts: int) -> tuple[Tensor, Tensor, list[int]]:
+    rest = torch.div(index, inner, rounding_mode="floor")
+    outer = torch.div(rest, owners.shape[1], rounding_mode="floor")
+    number, first, others = owners[:, rest - outer * owners.shape[1]]
+    order = torch.argsort(number, stable=True)
     # what precedes in a row of the part, instead of in a row of the whole
-    own = points.moved(points.index - (outer * others + first) * inner, apart=True)
-    by_part = own.where(torch.argsort(number, stable=True)).split(torch.bincount(number, minlength=len(parts)).tolist())
-    return [(part, here) for part, here in zip(parts, by_part, strict=True) if len(here)]
+    place = index - (outer * others + first) * inner
+    return place[order], order, torch.bincount(number, minlength=parts).tolist()
 
 
 @lru_cache(maxsize=256)

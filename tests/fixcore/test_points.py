@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fixcore.points import Points, merged, summed_by_key
+from fixcore.rules.layout import _by_part, _ownership, by_part
 
 KEYS = st.integers(0, 9) | st.integers(0, 2**44)
 
@@ -41,3 +42,26 @@ def test_points_of_several_targets_are_joined_each_with_its_own():
     assert found.index.tolist() == [2, 5, 5]
     assert found.mass.tolist() == [0.75, 1.0, 0.75]
     assert found.distinct
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    outer=st.integers(1, 3),
+    extents=st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any),
+    inner=st.integers(1, 4),
+    points=st.integers(0, 30),
+)
+def test_elements_are_found_in_their_part(seed, outer, extents, inner, points):
+    numbered = torch.cat(
+        [torch.arange(outer * extent * inner).view(outer, extent, inner) for extent in extents], 1
+    ).flatten()
+    owner = torch.cat([torch.full((outer, extent, inner), part) for part, extent in enumerate(extents)], 1).flatten()
+    index = torch.randint(len(owner), (points,), generator=torch.Generator().manual_seed(seed))
+    owners = _ownership(tuple(extents), index.device)
+    place, order, counts = by_part(index, owners, inner, len(extents))
+    in_torch = _by_part(index, owners, inner, len(extents))
+    assert [place.tolist(), order.tolist(), counts] == [in_torch[0].tolist(), in_torch[1].tolist(), in_torch[2]]
+    assert order.tolist() == sorted(range(points), key=lambda point: int(owner[index[point]]))  # stable
+    assert place.tolist() == numbered[index[order]].tolist()
+    assert counts == [int((owner[index] == part).sum()) for part in range(len(extents))]
