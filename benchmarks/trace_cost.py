@@ -143,6 +143,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         "fixations": round(found.row.numel() / options.batch, 1),
         "kept, MB": round(kept_bytes(graph.record(last)) / 1e6, 1),
         "peak over forward, MB": round(peak_bytes(lambda: trace(1)) - peak_bytes(lambda: forward(network, last)), 1),
+        "of that on the way back, MB": round(peak_bytes(lambda: trace(1)) - peak_bytes(lambda: graph.record(last)), 1),
     }
 
 
