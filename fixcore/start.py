@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
+from fixcore.compiled import class_maps as compiled
 from fixcore.errors import TargetError
 from fixcore.graph import Recording
 from fixcore.points import Points
@@ -113,8 +114,7 @@ def head_points(recording: Recording, start: Start, weight: Tensor, against: boo
         product = begun.driving((by_place[image, 0] * weight)[torch.searchsorted(asked, begun.trace)])
         spread = begun.spread(begun.index[:, None] + position[0, 0], *excitation(product))
         return head.map, spread.as_valued(value)
-    seen = by_place.index_select(0, image)
-    class_map = torch.bmm(weight[:, None], seen.transpose(1, 2))[:, 0].float()  # twice as fast as the other way round
+    class_map = class_maps(by_place, weight, image)
     excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
     total = excess.sum(1, keepdim=True)
     share = torch.where(total > 0, excess / total, 1.0 / excess.shape[1])
@@ -122,6 +122,21 @@ def head_points(recording: Recording, start: Start, weight: Tensor, against: boo
     channel = _strongest_channel(by_place, weight, image[row], row, place)
     index = image[row] * per_image + position[0, place, channel]
     return head.map, Points(index, asked[row], share[row, place])
+
+
+def class_maps(by_place: Tensor, weight: Tensor, image: Tensor) -> Tensor:
+    """Return, for each target, what every place of its image adds to its logit: float32 (T, L).
+
+    `by_place` is (N, L, D), `weight` (T, D), `image` int64 (T,).
+    """
+    if by_place.device.type == "cpu" and by_place.dtype == weight.dtype == torch.float32:
+        return compiled.class_maps(by_place, weight, image)
+    return _class_maps(by_place, weight, image)
+
+
+def _class_maps(by_place: Tensor, weight: Tensor, image: Tensor) -> Tensor:
+    # twice as fast as with weight on the right
+    return torch.bmm(weight[:, None], by_place.index_select(0, image).transpose(1, 2))[:, 0].float()
 
 
 def _strongest_channel(by_place: Tensor, weight: Tensor, image: Tensor, row: Tensor, place: Tensor) -> Tensor:

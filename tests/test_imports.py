@@ -50,6 +50,8 @@ def test_fixcore_knows_torch_only_but_for_its_compiled_loops_and_regions() -> No
     allowed = {"fixcore", "torch", *sys.stdlib_module_names}
     strangers = {(where.partition(":")[0], name) for where, name in found("fixcore") if name not in allowed}
     assert strangers == {
+        ("fixcore/compiled/class_maps.py", "numba"),
+        ("fixcore/compiled/class_maps.py", "numpy"),
         ("fixcore/compiled/join.py", "numpy"),
         ("fixcore/compiled/parts.py", "numpy"),
         ("fixcore/compiled/threads.py", "numba"),

@@ -23,18 +23,25 @@ _numba: Any = numba  # whose own types are incomplete
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
 alone: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True)
 """Compiles a loop for one thread."""
+reordered: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+"""As `alone`, and may add in any order, as torch's matrix products do."""
 on_all: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True, parallel=True)
 """Compiles a loop whose `numba.prange` runs on several."""
 
 
 def on_threads(
-    find: Callable[..., None], find_on_threads: Callable[..., None], given: tuple[Any, ...], index: Tensor, work: int
+    find: Callable[..., None],
+    find_on_threads: Callable[..., None],
+    given: tuple[Any, ...],
+    index: Tensor,
+    work: int,
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
-    """Return what a loop finds for every point, int64 (P,), on as many threads as torch uses if there is enough to do.
+    """Return what a loop finds for every point, (P,), on as many threads as torch uses if there is enough to do.
 
     `find(*given, index, found)` writes to `found`; `find_on_threads` takes the number of parts before that.
     """
-    found = torch.empty_like(index)
+    found = torch.empty(len(index), dtype=dtype)
     threads = min(torch.get_num_threads(), _numba.config.NUMBA_NUM_THREADS)
     if threads == 1 or work < (_SMALL if _has_openmp() else _LARGE):
         find(*given, index.numpy(), found.numpy())

@@ -1,4 +1,4 @@
-"""Points: what meets at one place is joined."""
+"""Compiled steps beside those of torch: what meets is joined, what parts is sorted, where a class begins."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fixcore.points import Points, merged, summed_by_key
 from fixcore.rules.layout import _by_part, _ownership, by_part
+from fixcore.start import _class_maps, class_maps
 
 KEYS = st.integers(0, 9) | st.integers(0, 2**44)
 
@@ -65,3 +66,24 @@ def test_elements_are_found_in_their_part(seed, outer, extents, inner, points):
     assert order.tolist() == sorted(range(points), key=lambda point: int(owner[index[point]]))  # stable
     assert place.tolist() == numbered[index[order]].tolist()
     assert counts == [int((owner[index] == part).sum()) for part in range(len(extents))]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    images=st.integers(1, 3),
+    targets=st.integers(0, 4),
+    places=st.integers(1, 40),
+    features=st.integers(1, 40),
+    channels_last=st.booleans(),
+)
+def test_class_maps_add_up_products(seed, images, targets, places, features, channels_last):
+    generator = torch.Generator().manual_seed(seed)
+    by_place = torch.randint(-4, 5, (images, features, places), generator=generator).float().transpose(1, 2)
+    if channels_last:
+        by_place = by_place.contiguous()
+    weight = torch.randint(-4, 5, (targets, features), generator=generator).float()
+    image = torch.randint(images, (targets,), generator=generator)
+    found = class_maps(by_place, weight, image)
+    assert torch.equal(found, torch.einsum("tld,td->tl", by_place[image], weight))
+    assert torch.equal(found, _class_maps(by_place, weight, image))
