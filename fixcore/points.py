@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fixcore.compiled import join as compiled_join
+from fixcore.compiled import join as compiled
 
 _ROUNDING = 1e-6
 """A half that is missed by rounding alone is a half."""
@@ -94,22 +94,24 @@ def merged(parts: Sequence[Points], size: int) -> Points:
     """
     if len(parts) == 1 and parts[0].distinct:
         return parts[0]
-    joined = parts[0] if len(parts) == 1 else _joined(parts)
-    place = joined.trace * size + joined.index
-    key, mass = summed_by_key(place if joined.low is None else place * 2 + joined.low, joined.mass)
-    low = None
-    if joined.low is not None:
+    points = parts[0] if len(parts) == 1 else _together(parts)
+    given = (points.index, points.trace, points.mass, points.low, size)
+    is_compiled = points.index.device.type == "cpu" and points.mass.dtype == torch.float32
+    index, trace, mass, low = compiled.joined(*given) if is_compiled else joined(*given)
+    return Points(index, trace, mass, distinct=True, low=low)
+
+
+def joined(
+    index: Tensor, trace: Tensor, mass: Tensor, low: Tensor | None, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Return the distinct points in order of trace, index and low, and the sum of the mass of each."""
+    place = trace * size + index
+    key, slot = torch.unique(place if low is None else place * 2 + low, return_inverse=True)
+    total = torch.zeros(len(key), dtype=mass.dtype, device=key.device).index_add_(0, slot, mass)
+    if low is not None:
         low, key = (key % 2).bool(), torch.div(key, 2, rounding_mode="floor")
     trace = torch.div(key, size, rounding_mode="floor")
-    return Points(key - trace * size, trace, mass, distinct=True, low=low)
-
-
-def summed_by_key(key: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the distinct keys, int64 (Q,), ascending, and the sum of the mass of each; `key` is 0 or more, (P,)."""
-    if key.device.type == "cpu" and mass.dtype == torch.float32:
-        return compiled_join.summed_by_key(key, mass)
-    distinct, slot = torch.unique(key, return_inverse=True)
-    return distinct, torch.zeros(len(distinct), dtype=mass.dtype, device=key.device).index_add_(0, slot, mass)
+    return key - trace * size, trace, total, low
 
 
 def settled(points: Points) -> Points:
@@ -162,7 +164,7 @@ def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
     return index
 
 
-def _joined(parts: Sequence[Points]) -> Points:
+def _together(parts: Sequence[Points]) -> Points:
     index, trace, mass = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "trace", "mass"))
     low = None
     if any(part.low is not None for part in parts):

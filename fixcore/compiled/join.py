@@ -14,21 +14,40 @@ _DIGIT = 11
 """Bits of a key sorted at once: their counts fit in the fastest cache."""
 
 
-def summed_by_key(key: Tensor, mass: Tensor) -> tuple[Tensor, Tensor]:
-    """As `points.summed_by_key`, for float32 on a CPU."""
-    distinct, total = torch.empty_like(key), torch.empty_like(mass)
-    count = _sum_by_key(key.numpy(), mass.numpy(), distinct.numpy(), total.numpy())
-    return distinct[:count], total[:count]
+def joined(
+    index: Tensor, trace: Tensor, mass: Tensor, low: Tensor | None, size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As `points.joined`, for float32 on a CPU."""
+    found_index, found_trace, total = (torch.empty_like(values) for values in (index, trace, mass))
+    lows = np.zeros(0, dtype=np.bool_) if low is None else low.numpy()
+    found_low = np.empty_like(lows)
+    given = (index.numpy(), trace.numpy(), mass.numpy(), lows, size)
+    count = _join(*given, found_index.numpy(), found_trace.numpy(), total.numpy(), found_low)
+    of_low = None if low is None else torch.from_numpy(found_low[:count])
+    return found_index[:count], found_trace[:count], total[:count], of_low
 
 
 @alone
-def _sum_by_key(key: Any, mass: Any, distinct: Any, total: Any) -> int:
-    """Write the distinct keys and the sums, and return how many: sorted digit by digit, the lowest first."""
-    points = key.shape[0]
-    largest = 0
+def _join(
+    index: Any,
+    trace: Any,
+    mass: Any,
+    low: Any,
+    size: int,
+    found_index: Any,
+    found_trace: Any,
+    total: Any,
+    found_low: Any,
+) -> int:
+    """Write the distinct points and their mass, and return how many: sorted digit by digit, the lowest first."""
+    points = index.shape[0]
+    knows_low = low.shape[0] > 0
+    keys, largest = np.empty(points, dtype=np.int64), 0
     for point in range(points):
-        largest = max(largest, key[point])
-    keys, order = key.copy(), np.arange(points)
+        key = trace[point] * size + index[point]
+        keys[point] = key * 2 + low[point] if knows_low else key
+        largest = max(largest, keys[point])
+    order = np.arange(points)
     next_keys, next_order = np.empty_like(keys), np.empty_like(order)
     begins = np.empty(1 << _DIGIT, dtype=np.int64)
     shift = 0
@@ -50,11 +69,13 @@ def _sum_by_key(key: Any, mass: Any, distinct: Any, total: Any) -> int:
         order, next_order = next_order, order
         shift += _DIGIT
     last = -1
-    for point in range(points):
-        if last < 0 or keys[point] != distinct[last]:
-            last += 1
-            distinct[last] = keys[point]
-            total[last] = mass[order[point]]
-        else:
-            total[last] += mass[order[point]]
+    for place in range(points):
+        if place and keys[place] == keys[place - 1]:
+            total[last] += mass[order[place]]
+            continue
+        last += 1
+        point = order[place]
+        found_index[last], found_trace[last], total[last] = index[point], trace[point], mass[point]
+        if knows_low:
+            found_low[last] = low[point]
     return last + 1

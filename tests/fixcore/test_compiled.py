@@ -8,29 +8,36 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fixcore.points import Points, merged, summed_by_key
+from fixcore.compiled.join import joined as compiled_joined
+from fixcore.points import Points, joined, merged
 from fixcore.rules.layout import _by_part, _ownership, by_part
 from fixcore.start import _class_maps, class_maps
 
-KEYS = st.integers(0, 9) | st.integers(0, 2**44)
+PLACES = st.integers(0, 9) | st.integers(0, 2**40 - 1)
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(KEYS, st.integers(-8, 8)), max_size=60))
-@example([])
-@example([(0, 1), (0, 2)])
-@example([(2**43, 1), (2**11, 2), (2**43, 3), (2**11 - 1, 4)])  # digits of the sort
-def test_masses_are_summed_by_key(pairs):
+@given(
+    st.lists(st.tuples(st.integers(0, 3), PLACES, st.booleans(), st.integers(-8, 8)), max_size=60),
+    st.booleans(),
+)
+@example([], True)
+@example([(0, 0, False, 1), (0, 0, True, 2), (0, 0, False, 3)], True)
+@example([(0, 2**39, False, 1), (0, 2**11, False, 2), (0, 2**39, False, 3), (0, 2**11 - 1, False, 4)], False)
+def test_what_meets_is_joined(points, knows_low):
     expected = defaultdict(float)
-    for place, amount in pairs:
-        expected[place] += amount
-    key = torch.tensor([place for place, _ in pairs], dtype=torch.int64)
-    mass = torch.tensor([amount for _, amount in pairs], dtype=torch.float32)
-    for precision in (torch.float32, torch.float64):  # compiled, and in torch
-        distinct, total = summed_by_key(key, mass.to(precision))
-        assert distinct.tolist() == sorted(expected)
+    for trace, index, low, amount in points:
+        expected[trace, index, low and knows_low] += amount
+    column = list(zip(*points, strict=True)) if points else [[], [], [], []]
+    trace, index = (torch.tensor(column[at], dtype=torch.int64) for at in (0, 1))
+    low = torch.tensor(column[2], dtype=torch.bool) if knows_low else None
+    mass = torch.tensor(column[3], dtype=torch.float32)
+    for join in (joined, compiled_joined):
+        found_index, found_trace, total, found_low = join(index, trace, mass, low, 2**40)
+        lows = [False] * len(total) if found_low is None else found_low.tolist()
+        assert list(zip(found_trace.tolist(), found_index.tolist(), lows, strict=True)) == sorted(expected)
         assert total.tolist() == [expected[place] for place in sorted(expected)]
-        assert total.dtype == precision
+        assert (found_low is None) == (low is None)
 
 
 def test_points_of_several_targets_are_joined_each_with_its_own():
