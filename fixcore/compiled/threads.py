@@ -21,11 +21,23 @@ _LARGE = 1 << 20
 
 _numba: Any = numba  # whose own types are incomplete
 _Loop = TypeVar("_Loop", bound=Callable[..., Any])
-alone: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True)
+
+
+def _compiler(**options: Any) -> Callable[[_Loop], _Loop]:
+    def compiled(loop: _Loop) -> _Loop:
+        try:
+            return _numba.njit(nogil=True, cache=True, **options)(loop)  # type: ignore[no-any-return]
+        except RuntimeError:  # no folder to keep machine code in, in a container that may write nowhere, say
+            return _numba.njit(nogil=True, **options)(loop)  # type: ignore[no-any-return]
+
+    return compiled
+
+
+alone = _compiler()
 """Compiles a loop for one thread."""
-reordered: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
+reordered = _compiler(fastmath={"reassoc", "contract"})
 """As `alone`, and may add in any order, as torch's matrix products do."""
-on_all: Callable[[_Loop], _Loop] = _numba.njit(nogil=True, cache=True, parallel=True)
+on_all = _compiler(parallel=True)
 """Compiles a loop whose `numba.prange` runs on several."""
 
 

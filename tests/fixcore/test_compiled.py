@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import numba
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from numba.core import caching
 
+from fixcore.compiled import threads
 from fixcore.compiled.join import joined as compiled_joined
 from fixcore.points import Points, joined, merged
 from fixcore.rules.layout import _by_part, _ownership, by_part
@@ -94,3 +98,14 @@ def test_class_maps_add_up_products(seed, images, targets, places, features, cha
     found = class_maps(by_place, weight, image)
     assert torch.equal(found, torch.einsum("tld,td->tl", by_place[image], weight))
     assert torch.equal(found, _class_maps(by_place, weight, image))
+
+
+def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
+    monkeypatch.setattr(caching.CacheImpl, "_locator_classes", [])
+
+    def add(one, other):
+        return one + other
+
+    with pytest.raises(RuntimeError, match="no locator"):
+        numba.njit(cache=True)(add)
+    assert threads.alone(add)(2, 3) == 5

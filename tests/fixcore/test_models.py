@@ -70,7 +70,7 @@ def test_one_network_of_each_family(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)  # the largest take six minutes on four cores
 @pytest.mark.parametrize("name", torchvision.models.list_models(module=torchvision.models))
 def test_every_classifier_of_torchvision(name: str) -> None:
     network, side = build(name)
