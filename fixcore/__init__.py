@@ -10,7 +10,7 @@ its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018
 """
 
 from fixcore.backtrack import backtrack
-from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes
+from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.capture import capture, capture_all
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
 from fixcore.fixations import Fixations, LayerPoints, drop_outliers, join_targets
@@ -43,4 +43,5 @@ __all__ = [
     "saliency_maps",
     "saliency_masks",
     "threshold_boxes",
+    "threshold_region_boxes",
 ]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fixcore.errors import InputError
 from fixcore.fixations import Fixations
-from fixcore.regions import largest_regions
+from fixcore.regions import region_boxes
 from fixcore.saliency import density
 
 _CHUNK = 1 << 23
@@ -69,13 +69,20 @@ def threshold_boxes(maps: Tensor, share: float) -> Tensor:
 
     Raises InputError for maps that are not three-dimensional or empty, and a share outside (0, 1].
     """
+    return threshold_region_boxes(maps, share)[:, 0]
+
+
+def threshold_region_boxes(maps: Tensor, share: float) -> Tensor:
+    """Return per map the boxes around all regions of such values, float32 (N, R, 4), the largest region's first.
+
+    As `threshold_boxes`; rows of NaN where a map has fewer regions than another.
+    """
     _check_maps(maps)
     if not 0 < share <= 1:
         raise InputError(f"share must lie in (0, 1], not {share}")
     peak = maps.amax((1, 2), keepdim=True)
-    usable = ((peak > 0) & peak.isfinite())[:, 0, 0]
-    boxes = largest_regions((maps >= share * peak) & usable[:, None, None])
-    return torch.where(usable[:, None], boxes, torch.nan)
+    usable = (peak > 0) & peak.isfinite()
+    return region_boxes((maps >= share * peak) & usable)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:

@@ -13,17 +13,20 @@ from torch import Tensor
 _TOUCHING = np.ones((3, 3), dtype=np.int8)
 
 
-def largest_regions(masks: Tensor) -> Tensor:
-    """Return the box around the largest region of each mask, float32 (N, 4) xyxy; NaN for an empty mask.
+def region_boxes(masks: Tensor) -> Tensor:
+    """Return the boxes around the regions of each mask, float32 (N, R, 4) xyxy, the largest region's first.
 
-    `masks` is bool (N, H, W). Cells that touch, also at a corner, are one region; of equal ones the first in row-major
-    order counts.
+    `masks` is bool (N, H, W); R is the most regions of any, at least 1. Cells that touch, also at a corner, are one
+    region; of equal ones the first in row-major order comes first. Rows of NaN where a mask has fewer.
     """
-    boxes = torch.full((len(masks), 4), torch.nan)
-    for at, mask in enumerate(masks.cpu().numpy()):
+    found = []
+    for mask in masks.cpu().numpy():
         regions, count = ndimage.label(mask, structure=_TOUCHING)
-        if count:
-            largest = 1 + int(np.bincount(regions.ravel())[1:].argmax())
-            rows, cols = ndimage.find_objects((regions == largest).astype(np.int8))[0]
-            boxes[at] = torch.tensor([cols.start, rows.start, cols.stop, rows.stop])
-    return boxes.to(masks.device)
+        places = ndimage.find_objects(regions)
+        boxes = np.array([(cols.start, rows.start, cols.stop, rows.stop) for rows, cols in places], dtype=np.float32)
+        size = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+        found.append(torch.from_numpy(boxes.reshape(count, 4)[np.argsort(-size, kind="stable")]))
+    padded = torch.full((len(found), max([1, *map(len, found)]), 4), torch.nan)
+    for row, own in zip(padded, found, strict=True):
+        row[: len(own)] = own
+    return padded.to(masks.device)

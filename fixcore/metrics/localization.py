@@ -38,15 +38,17 @@ class Localization:
 
 
 def best_iou(boxes: Tensor, truths: Tensor) -> Tensor:
-    """Return the largest intersection over union of each box with a true one, float32 (N,); 0 for no box.
+    """Return the largest intersection over union of each image's box with a true one, float32 (N,); 0 for no box.
 
-    `boxes` is (N, 4), `truths` (N, B, 4). Raises InputError where they disagree.
+    `boxes` is (N, 4), or (N, R, 4) where any of R boxes may hit; `truths` (N, B, 4). Raises InputError where they
+    disagree.
     """
-    if boxes.dim() != 2 or truths.dim() != 3 or len(boxes) != len(truths):
+    if boxes.dim() not in (2, 3) or truths.dim() != 3 or len(boxes) != len(truths):
         raise InputError(f"boxes are (N, 4) and true boxes (N, B, 4), not {tuple(boxes.shape)}, {tuple(truths.shape)}")
     if truths.shape[1] == 0:
         return torch.zeros(len(boxes))
-    return torch.nan_to_num(box_iou(boxes[:, None].float(), truths.float()), nan=0.0).amax(1)
+    by_box = boxes.float().view(len(boxes), -1, 1, 4)
+    return torch.nan_to_num(box_iou(by_box, truths[:, None].float()), nan=0.0).amax((1, 2))
 
 
 def localization(hit: Tensor, rank: Tensor) -> Localization:
@@ -67,16 +69,20 @@ def localization(hit: Tensor, rank: Tensor) -> Localization:
     )
 
 
-def max_box_accuracy(iou: Tensor) -> tuple[float, float]:
+def max_box_accuracy(largest: Tensor, best: Tensor) -> tuple[float, float]:
     """Return MaxBoxAcc and MaxBoxAccV2 of boxes at T thresholds: the share of images hit at the dataset's best one.
 
-    `iou` is (N, T): each image's best intersection over union at each threshold (`best_iou` of `threshold_boxes`). The
-    first hits from 0.5; the second is the mean over 0.3, 0.5 and 0.7, each at its own best threshold. Source: Choe et
-    al., Evaluating Weakly Supervised Object Localization Methods Right, 3.3, and its journal version, 3.4; there the
-    second takes the best of all regions' boxes, here the largest region's.
+    `largest` and `best` are (N, T): each image's intersection over union at each threshold, of the largest region's
+    box (`best_iou` of `threshold_boxes`), and the best of all regions' (of `threshold_region_boxes`). The first figure
+    is of the largest regions and hits from 0.5; the second of the best, the mean over 0.3, 0.5 and 0.7, each at its own
+    best threshold. Source: Choe et al., Evaluating Weakly Supervised Object Localization Methods Right, 3.3, and its
+    journal version, 3.4.
     """
-    at = {least: float((iou >= least).float().mean(0).max()) for least in {HIT, *V2}}
-    return at[HIT], sum(at[least] for least in V2) / len(V2)
+
+    def at(iou: Tensor, least: float) -> float:
+        return float((iou >= least).float().mean(0).max())
+
+    return at(largest, HIT), sum(at(best, least) for least in V2) / len(V2)
 
 
 def whole_and_centred(count: int, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fixcore.boxes import max_sum_boxes, threshold_boxes
+from fixcore.boxes import max_sum_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.methods import Explained, Method, explain
 from fixcore.metrics import best_iou, localization, max_box_accuracy, whole_and_centred
 from fixcore.metrics.localization import HIT
@@ -38,6 +38,7 @@ class _Measured:
 
     published: list[Tensor]
     threshold: list[Tensor]
+    any_region: list[Tensor]
     max_sum: list[Tensor]
     moment: list[Tensor]
     seconds: float = 0.0
@@ -56,7 +57,7 @@ def localize(request: Request) -> list[Table]:
             "use pointing or proposals"
         )
     ids = request.subject.class_ids(request.dataset.labels)
-    measured = {method: _Measured([], [], [], []) for method in request.methods}
+    measured = {method: _Measured([], [], [], [], []) for method in request.methods}
     ranks: list[Tensor] = []
     plain: dict[str, list[Tensor]] = {"whole image": [], "centred 75 %": []}
     shown: list[AnnotatedImage] = []
@@ -124,7 +125,9 @@ def _gather(request: Request, method: Method, found: _Measured, batch: Batch, la
         return torch.stack([best_iou(draw(maps, setting), truths) for setting in settings], 1)
 
     found.moment.append(best_iou(boxes, truths))
-    found.threshold.append(ious(threshold_boxes, THRESHOLDS))
+    by_region = [threshold_region_boxes(maps, setting) for setting in THRESHOLDS]
+    found.threshold.append(torch.stack([best_iou(boxes[:, 0], truths) for boxes in by_region], 1))
+    found.any_region.append(torch.stack([best_iou(boxes, truths) for boxes in by_region], 1))
     found.max_sum.append(ious(coarse_max_sum_boxes, PENALTIES))
     if method.threshold is not None:
         found.published.append(best_iou(threshold_boxes(maps, method.threshold), truths))
@@ -139,7 +142,7 @@ def _rows(method: Method, found: _Measured, rank: Tensor, half: Tensor, count: i
         ("max-sum", found.max_sum, PENALTIES),
     ):
         iou, told = _chosen(torch.cat(gathered), half, settings)
-        best = max_box_accuracy(torch.cat(gathered)) if rule == "threshold" else (None, None)
+        best = (None, None) if rule != "threshold" else max_box_accuracy(*map(torch.cat, (gathered, found.any_region)))
         rows.append(_row((method.name, rule, told), iou, rank, best))
     rule = "moments (default)" if method.name == "fixations" else "moments"
     rows.append(_row((method.name, rule, None), torch.cat(found.moment), rank))

@@ -67,10 +67,10 @@ def moment_box(cells: list[int], height: int, width: int) -> list[float]:
     return [left, top, right, bottom]
 
 
-def largest_region_box(above: list[bool], height: int, width: int) -> list[float]:
-    """The box around the largest region of cells that touch; of equal ones around the first."""
+def region_boxes(above: list[bool], height: int, width: int) -> list[list[float]]:
+    """The boxes around the regions of cells that touch, the largest first; of equal ones the first."""
     left = {at for at, inside in enumerate(above) if inside}
-    best: list[int] = []
+    regions: list[list[int]] = []
     while left:
         region, edge = [], [min(left)]
         left -= set(edge)
@@ -85,10 +85,12 @@ def largest_region_box(above: list[bool], height: int, width: int) -> list[float
             } & left
             left -= near
             edge += near
-        if len(region) > len(best):
-            best = region
-    rows, cols = [at // width for at in best], [at % width for at in best]
-    return [min(cols), min(rows), max(cols) + 1, max(rows) + 1]
+        regions.append(region)
+    boxes = []
+    for region in sorted(regions, key=len, reverse=True):
+        rows, cols = [at // width for at in region], [at % width for at in region]
+        boxes.append([min(cols), min(rows), max(cols) + 1, max(rows) + 1])
+    return boxes
 
 
 def iou(a: Sequence[int], b: Sequence[int]) -> float:

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixcore import boxes
-from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes
+from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.errors import InputError
-from tests.fixcore.oracles_results import best_box_score, box_score, iou, largest_region_box, make, moment_box
+from tests.fixcore.oracles_results import best_box_score, box_score, iou, make, moment_box, region_boxes
 
 
 @settings(deadline=None)
@@ -51,13 +51,18 @@ def test_the_box_around_one_point_is_its_pixel_and_of_a_cell_wider() -> None:
 def test_threshold_boxes_match_the_oracle(data: st.DataObject, height: int, width: int, share: float) -> None:
     cells = st.lists(st.integers(0, 4), min_size=height * width, max_size=height * width)
     maps = [data.draw(cells) for _ in range(2)]
-    found = threshold_boxes(torch.tensor(maps, dtype=torch.float32).view(2, height, width), share)
-    for cell, box in zip(maps, found, strict=True):
+    given_maps = torch.tensor(maps, dtype=torch.float32).view(2, height, width)
+    found, every = threshold_boxes(given_maps, share), threshold_region_boxes(given_maps, share)
+    for cell, box, own in zip(maps, found, every, strict=True):
         if max(cell):
             above = [value >= share * max(cell) for value in cell]
-            assert box.tolist() == largest_region_box(above, height, width)
+            expected = region_boxes(above, height, width)
+            assert box.tolist() == expected[0]
+            assert own[: len(expected)].tolist() == expected
+            assert own[len(expected) :].isnan().all()
         else:
             assert box.isnan().all()
+            assert own.isnan().all()
 
 
 whole_boxes = st.tuples(*[st.integers(0, 6)] * 4).map(lambda b: (b[0], b[1], max(b[0], b[2]), max(b[1], b[3])))

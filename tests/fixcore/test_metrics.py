@@ -56,9 +56,19 @@ def test_max_box_accuracy_takes_the_best_threshold() -> None:
     maps[1] = maps[0]
     truths = torch.stack([boxes((2, 2, 6, 6)), boxes((0, 0, 8, 8))])
     iou = torch.stack([metrics.best_iou(fixcore.threshold_boxes(maps, at), truths) for at in (0.25, 0.9)], 1)
-    assert metrics.max_box_accuracy(iou) == (0.5, 0.5)
+    assert metrics.max_box_accuracy(iou, iou) == (0.5, 0.5)
     by_hand = torch.tensor([[0.2, 0.4], [0.6, 0.4], [0.8, 0.4]])
-    assert metrics.max_box_accuracy(by_hand) == (pytest.approx(2 / 3), pytest.approx((1 + 2 / 3 + 1 / 3) / 3))
+    assert metrics.max_box_accuracy(by_hand, by_hand) == (pytest.approx(2 / 3), pytest.approx((1 + 2 / 3 + 1 / 3) / 3))
+
+
+def test_the_second_max_box_accuracy_takes_the_best_of_all_regions() -> None:
+    maps = torch.zeros(1, 10, 10)
+    maps[0, 0:5, 0:5] = 1.0
+    maps[0, 7:9, 7:9] = 1.0  # the smaller region is the object
+    truths = boxes((7, 7, 9, 9))[None]
+    largest = metrics.best_iou(fixcore.threshold_boxes(maps, 0.5), truths)[:, None]
+    best = metrics.best_iou(fixcore.threshold_region_boxes(maps, 0.5), truths)[:, None]
+    assert metrics.max_box_accuracy(largest, best) == (0.0, 1.0)
 
 
 def test_recall_and_precision_of_one_box_per_image() -> None:
