@@ -1,4 +1,4 @@
-"""Baselines against captum where it is right, and against the papers' formulas where it is not."""
+"""Baselines against captum and torchcam where they are right, and against the papers' formulas where they are not."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from captum.attr import GuidedBackprop, LayerGradCam, Saliency
 from torch import Tensor, nn
 from torch.nn import functional
+from torchcam.methods import CAM, GradCAM
 
 import fixcore
 from fixcore import baselines
@@ -118,6 +119,24 @@ def test_grad_cam_is_captums_and_cam_its_formula(images: Tensor) -> None:
     own = own - own.amin((1, 2), keepdim=True)
     wide = functional.interpolate(own[:, None], (12, 12), mode="bilinear")[:, 0]
     torch.testing.assert_close(baselines.cam(graph, images, TARGET), wide)
+
+
+def test_cam_and_grad_cam_are_torchcams(images: Tensor) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
+    ).eval()  # fmt: skip
+    graph = fixcore.capture(model, images)
+    for theirs, ours in (
+        (CAM(model, "4", "7", input_shape=(3, 12, 12)), baselines.cam),
+        (GradCAM(model, "4", input_shape=(3, 12, 12)), baselines.grad_cam),
+    ):
+        with theirs as method:
+            (found,) = method(TARGET.tolist(), model(images), normalized=False)
+        if ours is baselines.cam:
+            found = found - found.amin((1, 2), keepdim=True)  # ours begins at 0
+        wide = functional.interpolate(found.detach()[:, None], (12, 12), mode="bilinear")[:, 0]
+        torch.testing.assert_close(ours(graph, images, TARGET), wide)
 
 
 def test_excitation_backprop_is_the_papers_formula() -> None:
