@@ -2,20 +2,26 @@
 
 For photographs and CIFAR-10 images: the correlation of thumbnails (`pipeline.duplicates`) between an image and its
 changed copy (1 % and 5 % quantile), between different images (the most, and pairs from `SAME_PICTURE` on), and how
-long the search takes. Needs the benchmark data; 1 minute.
+long the search takes. `--features` asks the same of two networks' features instead. Needs the benchmark data; 1
+minute, 5 with features.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import tarfile
 import time
+from collections.abc import Callable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torch import Tensor
 
-from benchmarks.photographs import FOLDER, read_photographs
+import fixcore
+from benchmarks.photographs import FOLDER, TrainedNetwork, read_networks, read_photographs
 from pipeline.duplicates import SAME_PICTURE, near_pairs
 from pipeline.images import thumbnail
 
@@ -27,6 +33,16 @@ def compressed(picture: Image.Image) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
+def without_border(share: float) -> Callable[[Image.Image], Image.Image]:
+    """Return what cuts a share of each side off."""
+
+    def cut(one: Image.Image) -> Image.Image:
+        across, down = round(one.width * share), round(one.height * share)
+        return one.crop((across, down, one.width - across, one.height - down))
+
+    return cut
+
+
 CHANGES = {
     "JPEG 30": compressed,
     "half size": lambda one: one.resize((one.width // 2, one.height // 2), Image.Resampling.BICUBIC),
@@ -35,9 +51,16 @@ CHANGES = {
     "brightness 1.15": lambda one: ImageEnhance.Brightness(one).enhance(1.15),
     "grey": lambda one: one.convert("L").convert("RGB"),
     "blur 1 %": lambda one: one.filter(ImageFilter.GaussianBlur(one.width / 100)),
-    "3 % off each side": lambda one: one.crop(
-        (one.width * 3 // 100, one.height * 3 // 100, one.width * 97 // 100, one.height * 97 // 100)
-    ),
+    "3 % off each side": without_border(0.03),
+}
+
+
+BEYOND_THUMBNAILS = {
+    "JPEG 30": compressed,
+    "grey": CHANGES["grey"],
+    "3 % off each side": without_border(0.03),
+    "8 % off each side": without_border(0.08),
+    "mirrored": ImageOps.mirror,
 }
 
 
@@ -48,8 +71,37 @@ def unit(pictures: list[Image.Image]) -> NDArray[np.float64]:
     return levels / np.linalg.norm(levels, axis=1, keepdims=True)
 
 
+def features_of(network: TrainedNetwork, pictures: list[Image.Image]) -> Tensor:
+    """Return what the network's last layer reads of each picture, (n, D)."""
+    side = 227 if network.name.startswith("SqueezeNet") else 224
+    pixels = np.stack([np.asarray(one.resize((side, side), Image.Resampling.BILINEAR)) for one in pictures])
+    graph = fixcore.capture(network.module, network.prepared(pixels[:2]))
+    return torch.cat([graph.embed(network.prepared(pixels[at : at + 64])) for at in range(0, len(pixels), 64)])
+
+
+def by_features(named: dict[str, list[Image.Image]], changed: int = 300) -> None:
+    """Print how near changed copies stay by features less their mean (cosine), and how near other pictures come."""
+    print("| network | images | other pictures: 99 %, most | " + " | ".join(BEYOND_THUMBNAILS) + " |")
+    print("|" + "---|" * (3 + len(BEYOND_THUMBNAILS)))
+    for network in read_networks():
+        for name, pictures in named.items():
+            own = features_of(network, pictures)
+            mean = own.mean(0)
+            own = torch.nn.functional.normalize(own - mean, dim=1)
+            near = (own @ own.T).fill_diagonal_(-1).amax(1)
+            cells = [f"{near.quantile(0.99):.2f}, {near.max():.2f}"]
+            for change in BEYOND_THUMBNAILS.values():
+                other = features_of(network, [change(one) for one in pictures[:changed]]) - mean
+                told = (torch.nn.functional.normalize(other, dim=1) * own[:changed]).sum(1)
+                cells.append(f"{told.quantile(0.05):.2f}, {told.median():.2f}")
+            print(f"| {network.name} | {name} | " + " | ".join(cells) + " |", flush=True)
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--features", action="store_true", help="of features: 5 % quantile and median of each change")
+    options = parser.parse_args()
     photographs = [Image.fromarray(pixels) for pixels in read_photographs().pixels]
     cifar = []
     with tarfile.open(FOLDER.parent / "cifar10" / "train_jpeg.tar.gz") as tar:
@@ -57,6 +109,9 @@ def main() -> None:
             file = tar.extractfile(member)
             if file is not None:
                 cifar.append(Image.open(io.BytesIO(file.read())).convert("RGB"))
+    if options.features:
+        by_features({"photographs": photographs, "CIFAR-10": cifar[:3000]})
+        return
     print("| images | change | 1 % | 5 % | median |\n|---|---|---|---|---|")
     for name, pictures in (("photographs", photographs), ("CIFAR-10", cifar[:2000])):
         own = unit(pictures)

@@ -1,9 +1,9 @@
 """The audit's own steps on ImageNet's size: `python -m benchmarks.scale [--images 1281167] [--classes 1000]`.
 
 Writes evidence parts with made-up probabilities (float16 Parquet, 10,000 images each, a model that is right in 75 % and
-labels of which 5 % are wrong), digests, thumbnails and eight fixations for each. Then runs audit, issues and summary on
-them in a process of its own, and prints the time of each and the peak memory (resident set). The files are removed at
-the end; 5 minutes in all on 4 cores.
+labels of which 5 % are wrong), digests, eight fixations, and thumbnails with the spectrum of photographs. Then runs
+audit, issues and summary on them in a process of its own, and prints the time of each and the peak memory (resident
+set). The files are removed at the end; 6 minutes in all on 4 cores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from scipy.fft import idctn
 
 from pipeline import schema
 from pipeline.audit import write_audit
@@ -32,6 +34,16 @@ _PART_ROWS = 10_000
 _POINTS = 8
 _LIKELY = 20
 """Classes of an image that its model takes for more than nothing; the rest share a thousandth."""
+
+
+def made_up_thumbnails(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
+    """Return noise with the spectrum of photographs, (count, 8, 8): amplitudes fall as one over the frequency.
+
+    White noise would lie in all directions alike, which no picture does, and which a k-d tree finds hardest.
+    """
+    frequency = np.hypot(*np.meshgrid(np.arange(THUMBNAIL), np.arange(THUMBNAIL)))
+    waves = rng.standard_normal((count, THUMBNAIL, THUMBNAIL), dtype=np.float32) / np.maximum(frequency, 1)
+    return np.clip(128 + 60 * idctn(waves, axes=(1, 2), norm="ortho"), 0, 255).astype(np.uint8)
 
 
 def write_part(path: Path, first: int, count: int, classes: int, seed: int) -> int:
@@ -56,7 +68,7 @@ def write_part(path: Path, first: int, count: int, classes: int, seed: int) -> i
         "image_id": ids,
         "uri": ids,
         "sha256": [f"{first + at:064x}" for at in range(count)],
-        "thumbnail": [one.tobytes() for one in rng.integers(0, 256, (count, THUMBNAIL**2), dtype=np.uint8)],
+        "thumbnail": [one.tobytes() for one in made_up_thumbnails(rng, count)],
         "width": [500] * count,
         "height": [500] * count,
         "pred_fix_x": pa.ListArray.from_arrays(points, place[0]),

@@ -4,7 +4,7 @@ N images. The same picture saved anew (resized, compressed, recoloured a little)
 thumbnail: grey, 8 x 8, less its mean, at unit length. Two such thumbnails that correlate by `SAME_PICTURE` are one
 picture. They are found by a k-d tree (scipy) over their lowest frequencies: an orthonormal transform keeps distances,
 and to leave out frequencies can only make them smaller, so that nothing near is missed; candidates are then compared
-whole. Of each image some 400 bytes are held; names are read only for those that have a twin.
+whole. Of each image some 300 bytes are held; names are read only for those that have a twin.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def conflicting_copies(parts: Sequence[Path], manifest: Path | None = None) -> l
     Groups are in the order of their first member. Labels are compared by name, so that an unknown one counts too.
     `manifest` is where the splits are; without it, or them, only labels are compared.
     """
-    digests, thumbnails = [pa.array([], pa.string())], [np.zeros((0, THUMBNAIL**2), np.uint8)]
+    digests, thumbnails = [np.zeros((0, 4), np.int64)], [np.zeros((0, THUMBNAIL**2), np.uint8)]
     for batch in scan(parts, ["status", "sha256", "thumbnail"]):
         readable = batch.filter(_readable(batch))
-        digests.append(readable.column("sha256"))
+        digests.append(_digests(readable.column("sha256")))
         thumbnails.append(_levels(readable.column("thumbnail")))
-    group = _groups(pa.chunked_array(digests), np.concatenate(thumbnails))
+    group = _groups(np.concatenate(digests), np.concatenate(thumbnails))
     repeated = np.flatnonzero(np.bincount(group) > 1) if len(group) else np.zeros(0, np.int64)
     if not len(repeated):
         return []
@@ -99,10 +99,14 @@ def is_leak(twins: Sequence[Twin]) -> bool:
     return len({twin.split for twin in twins if twin.split}) > 1
 
 
-def _groups(digests: Any, thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
+def _groups(digests: NDArray[np.int64], thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the number of each image's group, (N,): the same bytes, or the same picture, or by way of a third."""
-    numbered = digests.dictionary_encode().unify_dictionaries().combine_chunks()
-    _, first, same = np.unique(numbered.indices.to_numpy(), return_index=True, return_inverse=True)
+    order = np.lexsort(digests.T)  # stable: of equal ones the first comes first
+    begins = np.ones(len(order), bool)
+    begins[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
+    first = order[begins]
+    same = np.empty(len(order), np.int64)
+    same[order] = np.cumsum(begins) - 1
     pairs = near_pairs(thumbnails[first])
     links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(first), len(first)))
     _, group = connected_components(links, directed=False)
@@ -124,13 +128,18 @@ def near_pairs(thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
         return np.zeros((0, 2), np.int64)
     radius = math.sqrt(2 * (1 - SAME_PICTURE))  # of two vectors of unit length
     count = min(_NEIGHBOURS + 1, len(rows))
-    distance, other = KDTree(lowest).query(lowest, k=count, distance_upper_bound=radius * (1 + 1e-6))
-    row, place = np.nonzero(np.isfinite(distance))
-    column = other[row, place]
-    ordered = rows[np.unique(np.sort(np.stack([row, column], axis=1)[row != column], axis=1), axis=0)]
+    tree = KDTree(lowest)
+    pairs = []
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        part = lowest[start : start + _CHUNK_ROWS]
+        distance, other = tree.query(part, k=count, distance_upper_bound=radius * (1 + 1e-6), workers=-1)  # all cores
+        row, place = np.nonzero(np.isfinite(distance))
+        pairs.append(np.stack([start + row, other[row, place]], axis=1))
+    found = np.concatenate(pairs)
+    ordered = rows[np.unique(np.sort(found[found[:, 0] != found[:, 1]], axis=1), axis=0)]
     first, second = (_unit(thumbnails[ordered[:, side]])[0] for side in (0, 1))
-    found: NDArray[np.int64] = ordered[np.einsum("nij,nij->n", first, second) >= SAME_PICTURE]
-    return found
+    near: NDArray[np.int64] = ordered[np.einsum("nij,nij->n", first, second) >= SAME_PICTURE]
+    return near
 
 
 def _unit(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
@@ -140,6 +149,11 @@ def _unit(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[n
     length = np.sqrt(np.square(grey).sum(axis=(1, 2)))
     is_flat: NDArray[np.bool_] = length <= _FLAT * THUMBNAIL
     return grey / np.maximum(length, 1e-6)[:, None, None], is_flat
+
+
+def _digests(column: Any) -> NDArray[np.int64]:
+    """Return each SHA-256 as numbers, (n, 4): half as long as its text."""
+    return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), np.int64).reshape(-1, 4)
 
 
 def _levels(column: Any) -> NDArray[np.uint8]:
