@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fixcore.compiled import join as compiled
+from fixcore.compiled.threads import is_compiled_for
 
 _ROUNDING = 1e-6
 """A half that is missed by rounding alone is a half."""
@@ -96,8 +97,7 @@ def merged(parts: Sequence[Points], size: int) -> Points:
         return parts[0]
     points = parts[0] if len(parts) == 1 else _together(parts)
     given = (points.index, points.trace, points.mass, points.low, size)
-    is_compiled = points.index.device.type == "cpu" and points.mass.dtype == torch.float32
-    index, trace, mass, low = compiled.joined(*given) if is_compiled else joined(*given)
+    index, trace, mass, low = compiled.joined(*given) if is_compiled_for(points.mass) else joined(*given)
     return Points(index, trace, mass, distinct=True, low=low)
 
 

@@ -221,8 +221,7 @@ def _pool_before_relu(graph: fx.Graph) -> None:
         with graph.inserting_after(pool):
             later = graph.call_function(aten.relu.default, (pool,))
         later.meta = dict(pool.meta)
-        pool.replace_all_uses_with(later)
-        later.args = (pool,)
+        pool.replace_all_uses_with(later, delete_user_cb=lambda user, later=later: user is not later)
         pool.replace_input_with(relu, source)
         pool.meta = {**pool.meta, "modules": (), "rectified": True}
         _take_modules(source, relu)  # where a point stands in the one, it stands in the other

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.compiled import class_maps as compiled
+from fixcore.compiled.threads import is_compiled_for
 from fixcore.errors import TargetError
 from fixcore.graph import Recording
 from fixcore.points import Points
@@ -129,7 +130,7 @@ def class_maps(by_place: Tensor, weight: Tensor, image: Tensor) -> Tensor:
 
     `by_place` is (N, L, D), `weight` (T, D), `image` int64 (T,).
     """
-    if by_place.device.type == "cpu" and by_place.dtype == weight.dtype == torch.float32:
+    if is_compiled_for(by_place, weight):
         return compiled.class_maps(by_place, weight, image)
     return _class_maps(by_place, weight, image)
 

@@ -41,6 +41,11 @@ on_all = _compiler(parallel=True)
 """Compiles a loop whose `numba.prange` runs on several."""
 
 
+def is_compiled_for(*values: Tensor) -> bool:
+    """Whether the loops read these values: float32 on a CPU."""
+    return all(value.device.type == "cpu" and value.dtype == torch.float32 for value in values)
+
+
 def on_threads(
     find: Callable[..., None],
     find_on_threads: Callable[..., None],

@@ -44,7 +44,9 @@ def best_iou(boxes: Tensor, truths: Tensor) -> Tensor:
     disagree.
     """
     if boxes.dim() not in (2, 3) or truths.dim() != 3 or len(boxes) != len(truths):
-        raise InputError(f"boxes are (N, 4) and true boxes (N, B, 4), not {tuple(boxes.shape)}, {tuple(truths.shape)}")
+        raise InputError(
+            f"boxes are (N, 4) or (N, R, 4) and true boxes (N, B, 4), not {tuple(boxes.shape)}, {tuple(truths.shape)}"
+        )
     if truths.shape[1] == 0:
         return torch.zeros(len(boxes))
     by_box = boxes.float().view(len(boxes), -1, 1, 4)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fixcore.compiled import windows as compiled
+from fixcore.compiled.threads import is_compiled_for
 from fixcore.points import ravel, unravel
 from fixcore.rules.window import Window
 
@@ -29,7 +30,7 @@ def winning_inputs(
     over the window, are largest; ties go to the lowest; what lies outside of the image counts as zero. The place is the
     window's centre, or the largest product in that channel, ties to the first in row-major order.
     """
-    if not _is_compiled(images) or kernels.dtype != torch.float32:
+    if not is_compiled_for(images, kernels):
         return _looped_inputs(images, kernels, index, window, groups, at_centre)
     return compiled.winning_inputs(images, kernels, index, window, groups, at_centre or window.kernel == (1, 1))
 
@@ -39,7 +40,7 @@ def winning_cells(images: Tensor, index: Tensor, window: Window, lowest: float =
 
     Of equal ones to the first in row-major order, as torch does. What is below `lowest` counts as that.
     """
-    if not _is_compiled(images):
+    if not is_compiled_for(images):
         return _looped_cells(images, index, window, lowest)
     return compiled.winning_cells(images, index, window, lowest)
 
@@ -101,7 +102,3 @@ def _largest(
     tap = value.masked_fill(~inside, -torch.inf).argmax(1, keepdim=True)
     tap_row = torch.div(tap, cols.shape[1], rounding_mode="floor")
     return rows.gather(1, tap_row)[:, 0], cols.gather(1, tap - tap_row * cols.shape[1])[:, 0]
-
-
-def _is_compiled(images: Tensor) -> bool:
-    return images.device.type == "cpu" and images.dtype == torch.float32

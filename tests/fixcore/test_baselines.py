@@ -105,11 +105,16 @@ def test_other_rectifiers_are_guided_by_their_own_derivative(images: Tensor, act
     torch.testing.assert_close(guided_gradient(graph, images, TARGET), image.grad)
 
 
-def test_grad_cam_is_captums_and_cam_its_formula(images: Tensor) -> None:
-    model = nn.Sequential(
+def with_a_class_map() -> nn.Sequential:
+    """A network whose last map is the output of its layer 4, and whose linear layer is its layer 7."""
+    return nn.Sequential(
         nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
     ).eval()  # fmt: skip
+
+
+def test_grad_cam_is_captums_and_cam_its_formula(images: Tensor) -> None:
+    model = with_a_class_map()
     graph = fixcore.capture(model, images)
     theirs = LayerGradCam(model, model[4]).attribute(images, target=TARGET, relu_attributions=True)
     wide = functional.interpolate(theirs.detach(), (12, 12), mode="bilinear")[:, 0]
@@ -122,10 +127,7 @@ def test_grad_cam_is_captums_and_cam_its_formula(images: Tensor) -> None:
 
 
 def test_cam_and_grad_cam_are_torchcams(images: Tensor) -> None:
-    model = nn.Sequential(
-        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 5, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
-    ).eval()  # fmt: skip
+    model = with_a_class_map()
     graph = fixcore.capture(model, images)
     for theirs, ours in (
         (CAM(model, "4", "7", input_shape=(3, 12, 12)), baselines.cam),
