@@ -22,14 +22,7 @@ IN_PLACE: dict[Any, Any] = {
     aten.hardswish.default: aten.hardswish_.default,
     aten.silu.default: aten.silu_.default,
 }
-_FRESH = (
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.batch_norm.default,
-    aten.add.Tensor,
-    aten.linear.default,
-    aten.max_pool2d.default,
-)
+_FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
 """Operations whose output shares memory with nothing else."""
 
 
@@ -53,7 +46,6 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     _fold_batch_norm(graph, constants)
     _skip_idle(graph)
     _view_any_layout(graph)
-    _pool_before_relu(graph)
     _activate_in_place(graph)
     graph.eliminate_dead_code()
     for node in [node for node in constants if not node.users]:
@@ -202,30 +194,6 @@ def _view_any_layout(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if node.target is aten.view.default:
             node.target = aten.reshape.default
-
-
-def _pool_before_relu(graph: fx.Graph) -> None:
-    """Take the maximum first and the ReLU after it, of a quarter of the elements or less: they can be exchanged.
-
-    The pool's meta says "rectified": of cells below 0 all are equal to the rule, as behind the ReLU.
-    """
-    for pool in list(graph.nodes):
-        if pool.target is not aten.max_pool2d.default:
-            continue
-        (relu,) = pool.all_input_nodes
-        if relu.target is not aten.relu.default or len(relu.users) > 1:
-            continue
-        (source,) = relu.all_input_nodes
-        if source.op != "call_function":
-            continue
-        with graph.inserting_after(pool):
-            later = graph.call_function(aten.relu.default, (pool,))
-        later.meta = dict(pool.meta)
-        pool.replace_all_uses_with(later, delete_user_cb=lambda user, later=later: user is not later)
-        pool.replace_input_with(relu, source)
-        pool.meta = {**pool.meta, "modules": (), "rectified": True}
-        _take_modules(source, relu)  # where a point stands in the one, it stands in the other
-        graph.erase_node(relu)
 
 
 def _activate_in_place(graph: fx.Graph) -> None:

@@ -51,8 +51,6 @@ def slow_answers(graph: fixcore.Graph, values: dict[fx.Node, Any], options: Opti
         moving = [name for name, source in sources.items() if not source.meta["is_constant"]]
         moving.sort(key=lambda name: sources[name].meta["position"])
         given |= {"result": values[node], "operation": node.target, "order": moving, "from_map": False}
-        if node.meta.get("rectified"):  # the ReLU that stood before the pool, where the paper's network has it
-            given["self"] = given["self"].relu()
         given |= {"names": list(named)[: len(node.args)], "low": low}
         arrow = ORACLES[node.target](given, at, options)
         return [(sources[name], place, share) for (name, place), share in arrow.items()]

@@ -105,6 +105,20 @@ def test_other_rectifiers_are_guided_by_their_own_derivative(images: Tensor, act
     torch.testing.assert_close(guided_gradient(graph, images, TARGET), image.grad)
 
 
+def test_guided_backprop_is_captums_where_pools_overlap(images: Tensor) -> None:
+    """What several windows send back to a cell meets before its ReLU decides on it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.Conv2d(6, 5, 3), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4),
+    ).eval()  # fmt: skip
+    graph = fixcore.capture(model, images)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        theirs = GuidedBackprop(model).attribute(images.clone().requires_grad_(), target=TARGET)
+    torch.testing.assert_close(guided_gradient(graph, images, TARGET), theirs.detach())
+
+
 def with_a_class_map() -> nn.Sequential:
     """A network whose last map is the output of its layer 4, and whose linear layer is its layer 7."""
     return nn.Sequential(
