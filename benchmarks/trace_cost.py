@@ -1,17 +1,21 @@
 """What tracing costs, as a multiple of a plain forward pass: `python -m benchmarks.trace_cost [--json] [--rivals]`.
 
-Per network, in one process and interleaved: the median seconds of a plain eager forward pass in inference mode (the
-better of the two memory formats), of recording, and of recording and backtracking one and two targets per image.
-Random weights whose batch norms have seen noise, so that activations keep their scale. `--rivals` times captum's
-methods and pytorch-grad-cam in the same way (install captum, grad-cam, opencv-python-headless), and for one image the
-published rules followed point by point. About 4 minutes on 4 cores, 12 with rivals. `--device cuda --dtype bfloat16
---batch 128` measures a GPU.
+Per network, in one process and round by round, in another order each time: the median seconds of a plain eager
+forward pass in inference mode (the better of the two memory formats), and what recording, and recording and
+backtracking one and two targets per image, take as a multiple of it: the median over rounds of both in the same round,
+so that a machine that is slow for a while is so for both. The process keeps memory that was freed, as the workers of an
+audit do, also for the forward pass; `--return-memory` lets it give every large tensor back to the system, as a plain
+Python process does. Random weights whose batch norms have seen noise, so that activations keep their scale. `--rivals`
+times captum's methods and pytorch-grad-cam in the same way (install captum, grad-cam, opencv-python-headless), and for
+one image the published rules followed point by point. About 6 minutes on 4 cores, 15 with rivals. `--device cuda
+--dtype bfloat16 --batch 128` measures a GPU.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -57,15 +61,17 @@ def timed(work: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - began
 
 
-def medians(works: dict[str, Callable[[], Any]], runs: int, device: str) -> dict[str, float]:
-    """Return the median seconds of each, taken in turns after one call to warm up."""
+def rounds(works: dict[str, Callable[[], Any]], runs: int, device: str) -> dict[str, list[float]]:
+    """Return the seconds of each, round by round, after one call to warm up."""
     for work in works.values():
         work()
     times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(runs):
-        for name, work in works.items():
-            times[name].append(timed(work, device))
-    return {name: statistics.median(found) for name, found in times.items()}
+    order = list(works)
+    for number in range(runs):
+        random.Random(number).shuffle(order)  # none always follows the same other, whose traces are in the caches
+        for name in order:
+            times[name].append(timed(works[name], device))
+    return times
 
 
 def kept_bytes(recording: fixcore.Recording) -> int:
@@ -122,8 +128,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.rivals:
         works |= rivals(contiguous, images)
-    took = medians(works, options.runs, options.device)
-    plain_seconds = min(took.pop("forward"), took.pop("forward contiguous"))
+    took = rounds(works, options.runs, options.device)
+    plain = min(took.pop("forward"), took.pop("forward contiguous"), key=statistics.median)
+    plain_seconds = statistics.median(plain)
+    multiples = {
+        what: statistics.median(own / forward for own, forward in zip(seconds, plain, strict=True))
+        for what, seconds in took.items()
+    }
     if options.rivals:
         alone = graph.record(last[:1])
         best = alone.logits.argmax(1)
@@ -131,13 +142,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
             "one": lambda: fixcore.backtrack(alone, best, rules="paper"),
             "loop": lambda: point_by_point(alone, best),
         }
-        single = medians(each, 2, options.device)
-        took["loop over points / paper rules, one image"] = single["loop"] / single["one"] * plain_seconds
+        single = {what: statistics.median(seconds) for what, seconds in rounds(each, 2, options.device).items()}
+        multiples["loop over points / paper rules, one image"] = single["loop"] / single["one"]
     found = trace(1)
     return {
         "network": name,
         "forward, s": round(plain_seconds, 4),
-        **{what: round(seconds / plain_seconds, 3) for what, seconds in took.items()},
+        **{what: round(multiple, 3) for what, multiple in multiples.items()},
         "capture, s": round(captures[0], 2),
         "capture from cache, s": round(min(captures[1:]), 2),
         "fixations": round(found.row.numel() / options.batch, 1),
@@ -187,16 +198,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NETWORKS))
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--keep-memory", action="store_true", help="as the workers of an audit do")
+    parser.add_argument("--return-memory", action="store_true", help="as a plain Python process does")
     parser.add_argument("--rivals", action="store_true", help="also time captum's methods (pip install captum)")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    if options.keep_memory:
+    if not options.return_memory:
         keep_freed_memory()
     header = True
     for name in options.names or NETWORKS:

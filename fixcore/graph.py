@@ -36,6 +36,7 @@ class Graph:
         self.arguments = {node: arguments_by_name(node) for node in self.nodes}
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
+        _rectify_after_pools(self.nodes, {self.logits} if self.head is None else {self.logits, self.head.map})
         self._steps = _schedule(self.nodes, {*kept, self.logits, *constants})
         self.blanks = self._find_blanks()
         self._logit_steps = _schedule(self.nodes, {self.logits, *constants})
@@ -166,7 +167,7 @@ class Recording:
 
     graph: Graph
     values: Mapping[fx.Node, Any]
-    """Activations that rules read, constants, and sizes."""
+    """Activations that rules read, constants, and sizes. Where a maximum pool reads a ReLU, that is not yet applied."""
     shapes: Mapping[fx.Node, torch.Size]
     """Shape of every node's output."""
     logits: Tensor
@@ -200,7 +201,40 @@ def _schedule(nodes: tuple[fx.Node, ...], kept: set[fx.Node]) -> tuple[_Step, ..
                 frees[node].append(source)
         if node not in seen and not (set(node.users) & wanted):
             frees[node].append(node)
-    return tuple(_Step(node, node.target, tuple(frees[node])) for node in nodes if callable(node.target))
+    return tuple(_Step(node, _operation(node), tuple(frees[node])) for node in nodes)
+
+
+def _operation(node: fx.Node) -> Callable[..., Any]:
+    """Return what is run for a node: its operation, but at a pool and the ReLU that waits for it."""
+    assert callable(node.target)
+    if not node.meta["rectifies"]:
+        return node.target
+    return _pooled_and_rectified if node.target is aten.max_pool2d.default else _as_it_is
+
+
+def _as_it_is(value: Tensor) -> Tensor:
+    return value
+
+
+def _pooled_and_rectified(*arguments: Any, **named: Any) -> Tensor:
+    return torch.relu_(aten.max_pool2d.default(*arguments, **named))
+
+
+def _rectify_after_pools(nodes: tuple[fx.Node, ...], read: set[fx.Node]) -> None:
+    """Let a ReLU that only a maximum pool reads wait for the pool, which leaves a quarter of the elements or fewer.
+
+    The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
+    walks them or runs them with gradients sees the network as it was written; but the recorded value of such a ReLU is
+    its input, and meta "rectifies" tells the pool's rule that what is below 0 there counts as 0.
+    """
+    for node in nodes:
+        node.meta["rectifies"] = False
+    for pool in nodes:
+        if pool.target is not aten.max_pool2d.default:
+            continue
+        (relu,) = pool.all_input_nodes
+        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1 and relu not in read:
+            pool.meta["rectifies"] = relu.meta["rectifies"] = True
 
 
 @torch.inference_mode()

@@ -28,10 +28,11 @@ def winning_inputs(
     return on_threads(_find_inputs, _find_inputs_on_threads, given, index, len(index) * kernels.shape[1:].numel())
 
 
-def winning_cells(images: Tensor, index: Tensor, window: Window) -> Tensor:
+def winning_cells(images: Tensor, index: Tensor, window: Window, lowest: float) -> Tensor:
     """As `winner.winning_cells`, for float32 on a CPU."""
+    given = (images.numpy(), _geometry(window), np.float32(lowest))
     work = len(index) * window.kernel[0] * window.kernel[1]
-    return on_threads(_find_cells, _find_cells_on_threads, (images.numpy(), _geometry(window)), index, work)
+    return on_threads(_find_cells, _find_cells_on_threads, given, index, work)
 
 
 @lru_cache(maxsize=1024)
@@ -102,7 +103,7 @@ def _find_inputs(
 
 
 @alone
-def _find_cells(images: Any, geometry: Any, index: Any, found: Any) -> None:
+def _find_cells(images: Any, geometry: Any, lowest: Any, index: Any, found: Any) -> None:
     """Write where each point goes."""
     height, width, channels = images.shape[1], images.shape[2], images.shape[3]
     out_height, out_width, rows, cols, down, right, above, before, row_step, col_step, _, _ = geometry
@@ -119,7 +120,7 @@ def _find_cells(images: Any, geometry: Any, index: Any, found: Any) -> None:
                 col = out_col * right - before + j * col_step
                 if col < 0 or col >= width:
                     continue
-                value = images[image, row, col, channel]
+                value = max(images[image, row, col, channel], lowest)
                 if at_row < 0 or value > largest:
                     at_row, at_col, largest = row, col, value
         found[point] = ((image * channels + channel) * height + at_row) * width + at_col
@@ -143,7 +144,7 @@ def _find_inputs_on_threads(
 
 
 @on_all
-def _find_cells_on_threads(parts: int, images: Any, geometry: Any, index: Any, found: Any) -> None:
+def _find_cells_on_threads(parts: int, images: Any, geometry: Any, lowest: Any, index: Any, found: Any) -> None:
     for part in numba.prange(parts):
         own = slice(len(index) * part // parts, len(index) * (part + 1) // parts)
-        _find_cells(images, geometry, index[own], found[own])
+        _find_cells(images, geometry, lowest, index[own], found[own])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -29,9 +30,13 @@ POOLS = frozenset(
 
 @rule(aten.max_pool2d.default, keeps=("self",))
 def recorded_winner(visit: Visit, points: Points) -> Flow:
-    """Go to the cell that the maximum took; ties to the first in row-major order, as torch does. Mass: kept whole."""
+    """Go to the cell that the maximum took; ties to the first in row-major order, as torch does. Mass: kept whole.
+
+    Where the ReLU before it is applied after it (`fixcore.graph`), cells below 0 count as 0, as they would.
+    """
     image = visit.tensor("self")
     kernel = pair(visit.plain("kernel_size"))
+    lowest = 0.0 if visit.node.meta.get("rectifies") else -math.inf
     window = Window(
         extent=pair(image.shape[2:]),
         out=pair(visit.shape[2:]),
@@ -40,7 +45,7 @@ def recorded_winner(visit: Visit, points: Points) -> Flow:
         padding=pair(visit.plain("padding")),
         dilation=pair(visit.plain("dilation")),
     )
-    index = winning_cells(image.permute(0, 2, 3, 1), points.index, window)
+    index = winning_cells(image.permute(0, 2, 3, 1), points.index, window, lowest)
     return [(visit.source("self"), points.moved(index))]
 
 

@@ -7,6 +7,8 @@ elsewhere torch adds the same numbers in the same order, so that the results are
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -33,14 +35,14 @@ def winning_inputs(
     return compiled.winning_inputs(images, kernels, index, window, groups, at_centre or window.kernel == (1, 1))
 
 
-def winning_cells(images: Tensor, index: Tensor, window: Window) -> Tensor:
+def winning_cells(images: Tensor, index: Tensor, window: Window, lowest: float = -math.inf) -> Tensor:
     """Return where a maximum pool's points go, as `winning_inputs`: to the largest cell of the window.
 
-    Of equal ones to the first in row-major order, as torch does.
+    Of equal ones to the first in row-major order, as torch does. What is below `lowest` counts as that.
     """
     if not is_compiled_for(images):
-        return _looped_cells(images, index, window)
-    return compiled.winning_cells(images, index, window)
+        return _looped_cells(images, index, window, lowest)
+    return compiled.winning_cells(images, index, window, lowest)
 
 
 def _looped_inputs(
@@ -78,12 +80,16 @@ def _looped_inputs(
     return ravel((n, first + winner, row, col), (len(images), images.shape[3], height, width))
 
 
-def _looped_cells(images: Tensor, index: Tensor, window: Window) -> Tensor:
+def _looped_cells(images: Tensor, index: Tensor, window: Window, lowest: float) -> Tensor:
     shape = (len(images), images.shape[3], *window.out)
     n, channel, out_row, out_col = unravel(index, shape)
     rows, row_inside = window.taps(out_row, 0)
     cols, col_inside = window.taps(out_col, 1)
-    value = images[n[:, None, None], rows[:, :, None], cols[:, None, :], channel[:, None, None]].flatten(1)
+    value = (
+        images[n[:, None, None], rows[:, :, None], cols[:, None, :], channel[:, None, None]]
+        .flatten(1)
+        .clamp(min=lowest)
+    )
     row, col = _largest(value, rows, cols, row_inside, col_inside)
     return ravel((n, channel, row, col), (len(images), images.shape[3], *window.extent))
 

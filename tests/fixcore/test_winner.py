@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -55,8 +56,9 @@ def test_compiled_and_looped_find_the_same_channel(seed, points, groups, channel
     stride=st.integers(1, 3),
     dilation=st.integers(1, 2),
     channels_last=st.booleans(),
+    lowest=st.sampled_from([-math.inf, 0.0]),
 )
-def test_compiled_and_looped_find_the_same_cell(seed, points, kernel, stride, dilation, channels_last):
+def test_compiled_and_looped_find_the_same_cell(seed, points, kernel, stride, dilation, channels_last, lowest):
     generator = torch.Generator().manual_seed(seed)
     images = torch.randint(-2, 3, (2, 3, 6, 7), generator=generator).float()  # ties are common
     if channels_last:
@@ -67,8 +69,8 @@ def test_compiled_and_looped_find_the_same_cell(seed, points, kernel, stride, di
     window = Window(extent=(6, 7), out=(out[0], out[1]), padding=(padding, padding), **pairs)
     index = torch.randint(0, 2 * 3 * out[0] * out[1], (points,), generator=generator)
     by_place = images.permute(0, 2, 3, 1)
-    found = winner.winning_cells(by_place, index, window)
-    assert torch.equal(found, winner._looped_cells(by_place, index, window))
+    found = winner.winning_cells(by_place, index, window, lowest)
+    assert torch.equal(found, winner._looped_cells(by_place, index, window, lowest))
 
 
 @pytest.mark.parametrize("openmp", [True, False])
@@ -84,7 +86,7 @@ def test_threads_change_nothing(threads, openmp, monkeypatch):
     torch.set_num_threads(threads)
     try:
         assert torch.equal(winners(convolutions), winner._looped_inputs(*convolutions))
-        assert torch.equal(winner.winning_cells(*cells), winner._looped_cells(*cells))
+        assert torch.equal(winner.winning_cells(*cells), winner._looped_cells(*cells, -math.inf))
     finally:
         torch.set_num_threads(before)
 
