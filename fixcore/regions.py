@@ -13,6 +13,16 @@ from torch import Tensor
 _TOUCHING = np.ones((3, 3), dtype=np.int8)
 
 
+def largest_regions(masks: Tensor) -> Tensor:
+    """Return of each mask, bool (N, H, W), the largest region alone; of equal ones the first in row-major order."""
+    found = np.zeros(masks.shape, dtype=bool)
+    for mask, kept in zip(masks.cpu().numpy(), found, strict=True):
+        regions, count = ndimage.label(mask, structure=_TOUCHING)
+        if count:
+            kept[:] = regions == 1 + np.bincount(regions.ravel())[1:].argmax()
+    return torch.from_numpy(found).to(masks.device)
+
+
 def region_boxes(masks: Tensor) -> Tensor:
     """Return the boxes around the regions of each mask, float32 (N, R, 4) xyxy, the largest region's first.
 

@@ -37,6 +37,7 @@ class EvaluateOptions:
     size: int | None = None
     fit: str | None = None
     batch_size: int = 16
+    cut: bool = False
     layers: str | None = None
     rows: int = 8
     plot: Path | None = None
@@ -73,7 +74,7 @@ def run_evaluate(options: EvaluateOptions, reporter: Reporter) -> Evaluated:
         device=device,
     )
     count = min(options.rows, len(dataset)) if options.protocol == "gallery" else len(dataset)
-    request = Request(subject, dataset, methods, options.batch_size)
+    request = Request(subject, dataset, methods, options.batch_size, options.cut)
     tables: list[Table] = []
     picture = options.plot
     with reporter.step(options.protocol, count) as advance:

@@ -46,10 +46,13 @@ def test_a_layer_is_there_and_imports_no_outer_layer(layer: str) -> None:
     assert [(where, name) for where, name in found(layer) if name in outer] == []
 
 
-def test_fixcore_knows_torch_only_but_for_its_compiled_loops_and_regions() -> None:
+def test_fixcore_knows_torch_only_but_for_its_compiled_loops_regions_and_cuts() -> None:
     allowed = {"fixcore", "torch", *sys.stdlib_module_names}
     strangers = {(where.partition(":")[0], name) for where, name in found("fixcore") if name not in allowed}
     assert strangers == {
+        ("fixcore/baselines/graph_cut.py", "numpy"),
+        ("fixcore/baselines/graph_cut.py", "scipy"),
+        ("fixcore/baselines/graph_cut.py", "sklearn"),
         ("fixcore/compiled/class_maps.py", "numba"),
         ("fixcore/compiled/class_maps.py", "numpy"),
         ("fixcore/compiled/join.py", "numpy"),

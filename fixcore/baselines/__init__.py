@@ -10,12 +10,14 @@ excitation    excitation backpropagation, contrastive
 occlusion     what is lost when a patch is covered
 replay        the forward pass with gradients, which the above share
 class_model   an image that the network takes for a class
+graph_cut     the object that a map points at, cut out of the picture by its colours
 """
 
 from fixcore.baselines.class_maps import cam, grad_cam, guided_grad_cam
 from fixcore.baselines.class_model import class_model
 from fixcore.baselines.excitation import contrastive_excitation_backprop, excitation_backprop
 from fixcore.baselines.gradients import deconvnet, gradient, guided_backprop
+from fixcore.baselines.graph_cut import graph_cut_masks
 from fixcore.baselines.occlusion import occlusion
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "excitation_backprop",
     "grad_cam",
     "gradient",
+    "graph_cut_masks",
     "guided_backprop",
     "guided_grad_cam",
     "occlusion",

@@ -37,6 +37,11 @@ class Batch:
     owners: tuple[tuple[str, ...], ...]
     """Per image the labels of its boxes."""
 
+    @property
+    def pictures(self) -> Tensor:
+        """Colours in [0, 1], float32 (N, 3, S, S)."""
+        return torch.from_numpy(self.pixels).permute(0, 3, 1, 2).float() / 255
+
     def boxes_of(self, labels: Sequence[str | None]) -> Tensor:
         """Return the boxes of one label per image (N, B, 4), NaN for the others; None: of all labels."""
         chosen = torch.zeros(self.truths.shape[:2], dtype=torch.bool)

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from fixcore.baselines import graph_cut_masks
 from fixcore.boxes import max_sum_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.methods import Explained, Method, explain
 from fixcore.metrics import best_iou, localization, max_box_accuracy, whole_and_centred
 from fixcore.metrics.localization import HIT
+from fixcore.regions import region_boxes
 from pipeline.annotated import AnnotatedImage
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import Batch, batches, halves
@@ -41,6 +43,7 @@ class _Measured:
     any_region: list[Tensor]
     max_sum: list[Tensor]
     moment: list[Tensor]
+    cut: list[Tensor]
     seconds: float = 0.0
 
 
@@ -57,7 +60,7 @@ def localize(request: Request) -> list[Table]:
             "use pointing or proposals"
         )
     ids = request.subject.class_ids(request.dataset.labels)
-    measured = {method: _Measured([], [], [], [], []) for method in request.methods}
+    measured = {method: _Measured([], [], [], [], [], []) for method in request.methods}
     ranks: list[Tensor] = []
     plain: dict[str, list[Tensor]] = {"whole image": [], "centred 75 %": []}
     shown: list[AnnotatedImage] = []
@@ -129,6 +132,8 @@ def _gather(request: Request, method: Method, found: _Measured, batch: Batch, la
     found.threshold.append(torch.stack([best_iou(boxes[:, 0], truths) for boxes in by_region], 1))
     found.any_region.append(torch.stack([best_iou(boxes, truths) for boxes in by_region], 1))
     found.max_sum.append(ious(coarse_max_sum_boxes, PENALTIES))
+    if request.cut:
+        found.cut.append(best_iou(region_boxes(graph_cut_masks(maps, batch.pictures))[:, 0], truths))
     if method.threshold is not None:
         found.published.append(best_iou(threshold_boxes(maps, method.threshold), truths))
 
@@ -146,6 +151,8 @@ def _rows(method: Method, found: _Measured, rank: Tensor, half: Tensor, count: i
         rows.append(_row((method.name, rule, told), iou, rank, best))
     rule = "moments (default)" if method.name == "fixations" else "moments"
     rows.append(_row((method.name, rule, None), torch.cat(found.moment), rank))
+    if found.cut:
+        rows.append(_row((method.name, "graph cut", None), torch.cat(found.cut), rank))
     return rows
 
 

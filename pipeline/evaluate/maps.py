@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fixcore.baselines import occlusion
+from fixcore.baselines import graph_cut_masks, occlusion
 from fixcore.methods import explain
 from fixcore.metrics import insertion_and_deletion, layers_of, map_overlap, mask_scores, rank_correlation, shuffled
 from fixcore.saliency import SIGMA, blurred
@@ -27,7 +27,8 @@ _STAGES = 5
 def cover(request: Request) -> list[Table]:
     """Score the maps of the predicted class against masks: Graz-02's and MSRA-B's measures.
 
-    Maps of methods that tell neighbouring pixels apart are scored as they are and blurred as fixations are.
+    Maps of methods that tell neighbouring pixels apart are scored as they are and blurred as fixations are. On request
+    also the object that each map points at, cut out of the picture, and the mean of the two.
     """
     found: dict[str, list[Tensor]] = {}
     masks: list[Tensor] = []
@@ -40,6 +41,10 @@ def cover(request: Request) -> list[Table]:
             found.setdefault(method.name, []).append(_scaled(maps))
             if method.by_pixel:
                 found.setdefault(f"{method.name}, blurred", []).append(_scaled(_blurred(maps)))
+            if request.cut:
+                cut = graph_cut_masks(maps, batch.pictures).float()
+                found.setdefault(f"{method.name}, cut out", []).append(cut)
+                found.setdefault(f"{method.name}, map and cut", []).append((_scaled(maps) + cut) / 2)
         side = mask.shape[1]
         found.setdefault("centre of the image", []).append(_centre(side).expand(len(mask), -1, -1))
         request.advance(len(batch.shown))

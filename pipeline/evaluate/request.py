@@ -19,6 +19,8 @@ class Request:
     dataset: AnnotatedSet
     methods: tuple[Method, ...]
     batch_size: int = 16
+    cut: bool = False
+    """Whether saliency and localization also score the object that each map points at, cut out of the picture."""
     advance: Callable[[float], None] = lambda images: None
     """Told after each batch how many images are done."""
     problems: Problems = field(default_factory=Problems)

@@ -169,6 +169,16 @@ def test_saliency_against_masks(subject: Subject, data: Path) -> None:
     assert "gradient, blurred" in rows
 
 
+def test_the_object_is_cut_out_of_the_picture_on_request(subject: Subject, data: Path) -> None:
+    (table,) = evaluate("saliency", replace(ask(subject, data, "fixations,cam", form="masks"), cut=True))
+    rows = by_name(table)
+    assert float(rows["fixations, cut out"]["IoU"]) > 0.98 > float(rows["fixations"]["IoU"])
+    assert float(rows["fixations, map and cut"]["max-F"]) >= float(rows["fixations, cut out"]["max-F"])
+    table, _ = evaluate("localization", replace(ask(subject, data / "boxes.csv", "fixations,cam"), cut=True))
+    rows = by_name(table)
+    assert rows["fixations graph cut"]["GT-known"] == rows["cam graph cut"]["GT-known"] == 1
+
+
 @pytest.mark.parametrize("protocol", ["faithfulness", "sanity", "sensitivity", "tune"])
 def test_the_other_protocols_give_numbers(subject: Subject, data: Path, protocol: str) -> None:
     request = ask(subject, data / "boxes.csv", "fixations,cam")
