@@ -73,7 +73,7 @@ def backtrack(
     with torch.inference_mode():
         against = True if options.vector == "net" else None
         node, points, margin = _begin(recording, start, options, contrast, against)
-        points = _walk(recording, node, points, options, end)
+        points = _walk(recording, start, node, points, options, end)
         if stop_at is not None:
             return _layer_points(recording, start, points, end)
         if against:
@@ -82,7 +82,9 @@ def backtrack(
             if bool(outweighed.any()):  # at least as much speaks against it everywhere: show what speaks for it
                 again = replace(start, target=start.target.where(outweighed, -1))
                 node, others, _ = _begin(recording, again, options, contrast, False)
-                points = merged([points, _walk(recording, node, others, options, end)], recording.shapes[end].numel())
+                points = merged(
+                    [points, _walk(recording, again, node, others, options, end)], recording.shapes[end].numel()
+                )
         return _fixations(recording, start, points, margin)
 
 
@@ -99,9 +101,9 @@ def _begin(
     return node, points, 0.0 if published else _half_stride(recording)
 
 
-def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options, end: fx.Node) -> Points:
+def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, options: Options, end: fx.Node) -> Points:
     """Visit nodes in reverse; what meets at a node is merged before it goes on. Returns the points at `end`."""
-    graph = recording.graph
+    graph, targets = recording.graph, start.target.numel()
     waiting: dict[fx.Node, list[Points]] = {begin: [points]}
     for node in reversed(graph.nodes):
         if node is end:
@@ -110,7 +112,8 @@ def _walk(recording: Recording, begin: fx.Node, points: Points, options: Options
         if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
             continue
         shape = recording.shapes[node]
-        here = merged(arrived, shape.numel())
+        by_target = points.low is not None  # as what is settled must be; else what goes the same way side by side
+        here = merged(arrived, shape.numel(), None if by_target else targets)
         if node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT):
             here = settled(here)
         visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks)
@@ -144,6 +147,7 @@ def _fixations(recording: Recording, start: Start, points: Points, margin: float
 def _layer_points(recording: Recording, start: Start, points: Points, node: fx.Node) -> LayerPoints:
     """Say where the points lie in a layer's output, and where that is in the image."""
     shape, pixels = recording.shapes[node], recording.shapes[recording.graph.images]
+    points = points.where(points.trace.argsort(stable=True))
     _, *place = unravel(points.index, shape)
     row = col = torch.full_like(points.mass, torch.nan)
     if len(shape) == 4:

@@ -88,30 +88,33 @@ class Points:
         return self if self.low is None else replace(self, low=values.reshape(-1)[self.index] < 0)
 
 
-def merged(parts: Sequence[Points], size: int) -> Points:
+def merged(parts: Sequence[Points], size: int, targets: int | None = None) -> Points:
     """Join what meets at one node: points of one target at one place become one, their masses add up (or cancel).
 
-    `size` is the number of elements of the node's output. What had to be joined is sorted by target, then place.
+    `size` is the number of elements of the node's output. What had to be joined is sorted by target, then place; given
+    the number of `targets` by place, then target, so that points of several targets at one place follow each other.
     """
     if len(parts) == 1 and parts[0].distinct:
         return parts[0]
     points = parts[0] if len(parts) == 1 else _together(parts)
-    given = (points.index, points.trace, points.mass, points.low, size)
-    index, trace, mass, low = compiled.joined(*given) if is_compiled_for(points.mass) else joined(*given)
+    keys = (points.trace, points.index, size) if targets is None else (points.index, points.trace, targets)
+    join = compiled.joined if is_compiled_for(points.mass) else joined
+    major, minor, mass, low = join(*keys, points.mass, points.low)
+    index, trace = (minor, major) if targets is None else (major, minor)
     return Points(index, trace, mass, distinct=True, low=low)
 
 
 def joined(
-    index: Tensor, trace: Tensor, mass: Tensor, low: Tensor | None, size: int
+    major: Tensor, minor: Tensor, extent: int, mass: Tensor, low: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the distinct points in order of trace, index and low, and the sum of the mass of each."""
-    place = trace * size + index
+    """Return the distinct points in order of major, minor (below `extent`) and low, and the sum of the mass of each."""
+    place = major * extent + minor
     key, slot = torch.unique(place if low is None else place * 2 + low, return_inverse=True)
     total = torch.zeros(len(key), dtype=mass.dtype, device=key.device).index_add_(0, slot, mass)
     if low is not None:
         low, key = (key % 2).bool(), torch.div(key, 2, rounding_mode="floor")
-    trace = torch.div(key, size, rounding_mode="floor")
-    return key - trace * size, trace, total, low
+    major = torch.div(key, extent, rounding_mode="floor")
+    return major, key - major * extent, total, low
 
 
 def settled(points: Points) -> Points:

@@ -15,36 +15,36 @@ _DIGIT = 11
 
 
 def joined(
-    index: Tensor, trace: Tensor, mass: Tensor, low: Tensor | None, size: int
+    major: Tensor, minor: Tensor, extent: int, mass: Tensor, low: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """As `points.joined`, for float32 on a CPU."""
-    found_index, found_trace, total = (torch.empty_like(values) for values in (index, trace, mass))
+    found_major, found_minor, total = (torch.empty_like(values) for values in (major, minor, mass))
     lows = np.zeros(0, dtype=np.bool_) if low is None else low.numpy()
     found_low = np.empty_like(lows)
-    given = (index.numpy(), trace.numpy(), mass.numpy(), lows, size)
-    count = _join(*given, found_index.numpy(), found_trace.numpy(), total.numpy(), found_low)
+    given = (major.numpy(), minor.numpy(), extent, mass.numpy(), lows)
+    count = _join(*given, found_major.numpy(), found_minor.numpy(), total.numpy(), found_low)
     of_low = None if low is None else torch.from_numpy(found_low[:count])
-    return found_index[:count], found_trace[:count], total[:count], of_low
+    return found_major[:count], found_minor[:count], total[:count], of_low
 
 
 @alone
 def _join(
-    index: Any,
-    trace: Any,
+    major: Any,
+    minor: Any,
+    extent: int,
     mass: Any,
     low: Any,
-    size: int,
-    found_index: Any,
-    found_trace: Any,
+    found_major: Any,
+    found_minor: Any,
     total: Any,
     found_low: Any,
 ) -> int:
     """Write the distinct points and their mass, and return how many: sorted digit by digit, the lowest first."""
-    points = index.shape[0]
+    points = major.shape[0]
     knows_low = low.shape[0] > 0
     keys, largest = np.empty(points, dtype=np.int64), 0
     for point in range(points):
-        key = trace[point] * size + index[point]
+        key = major[point] * extent + minor[point]
         keys[point] = key * 2 + low[point] if knows_low else key
         largest = max(largest, keys[point])
     order = np.arange(points)
@@ -75,7 +75,7 @@ def _join(
             continue
         last += 1
         point = order[place]
-        found_index[last], found_trace[last], total[last] = index[point], trace[point], mass[point]
+        found_major[last], found_minor[last], total[last] = major[point], minor[point], mass[point]
         if knows_low:
             found_low[last] = low[point]
     return last + 1

@@ -53,6 +53,9 @@ def _find_inputs(
     total = np.empty(own, dtype=np.float32)
     bits = total.view(np.int32)
     for point in range(index.shape[0]):
+        if point > 0 and index[point] == index[point - 1]:  # another target's, at the same place
+            found[point] = found[point - 1]
+            continue
         rest, out_col = divmod(index[point], out_width)
         rest, out_row = divmod(rest, out_height)
         image, out = divmod(rest, outs)
@@ -108,6 +111,9 @@ def _find_cells(images: Any, geometry: Any, lowest: Any, index: Any, found: Any)
     height, width, channels = images.shape[1], images.shape[2], images.shape[3]
     out_height, out_width, rows, cols, down, right, above, before, row_step, col_step, _, _ = geometry
     for point in range(index.shape[0]):
+        if point > 0 and index[point] == index[point - 1]:
+            found[point] = found[point - 1]
+            continue
         rest, out_col = divmod(index[point], out_width)
         rest, out_row = divmod(rest, out_height)
         image, channel = divmod(rest, channels)

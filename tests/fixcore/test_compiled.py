@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import replace
 
 import numba
 import pytest
@@ -37,7 +38,7 @@ def test_what_meets_is_joined(points, knows_low):
     low = torch.tensor(column[2], dtype=torch.bool) if knows_low else None
     mass = torch.tensor(column[3], dtype=torch.float32)
     for join in (joined, compiled_joined):
-        found_index, found_trace, total, found_low = join(index, trace, mass, low, 2**40)
+        found_trace, found_index, total, found_low = join(trace, index, 2**40, mass, low)
         lows = [False] * len(total) if found_low is None else found_low.tolist()
         assert list(zip(found_trace.tolist(), found_index.tolist(), lows, strict=True)) == sorted(expected)
         assert total.tolist() == [expected[place] for place in sorted(expected)]
@@ -54,6 +55,13 @@ def test_points_of_several_targets_are_joined_each_with_its_own():
     assert found.index.tolist() == [2, 5, 5]
     assert found.mass.tolist() == [0.75, 1.0, 0.75]
     assert found.distinct
+    by_place = merged(parts, 6, targets=2)
+    assert by_place.index.tolist() == [2, 5, 5]
+    assert by_place.trace.tolist() == [0, 0, 1]
+    assert by_place.mass.tolist() == [0.75, 1.0, 0.75]
+    apart = [replace(part, index=5 - part.index) for part in parts]
+    assert merged(apart, 6, targets=2).index.tolist() == [0, 0, 3]
+    assert merged(apart, 6, targets=2).trace.tolist() == [0, 1, 0]
 
 
 @settings(max_examples=100, deadline=None)

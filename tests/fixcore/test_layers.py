@@ -49,6 +49,20 @@ def test_evidence_around_a_layer_is_left_out(recording):
     torch.testing.assert_close(masses[0] + masses[1], torch.ones(3))
 
 
+def test_several_classes_of_one_image_are_listed_one_after_the_other_at_every_layer(recording):
+    both = fixcore.Start(torch.tensor([1, 1]), torch.tensor([0, 2]))
+    for node in recording.graph.nodes:
+        if node.meta["is_constant"]:
+            continue
+        found = fixcore.backtrack(recording, both, stop_at=node.name)
+        assert found.image.tolist() == sorted(found.image.tolist())
+        for target in range(2):
+            alone = fixcore.Start(both.image[target, None], both.target[target, None])
+            expected = fixcore.backtrack(recording, alone, stop_at=node.name)
+            assert torch.equal(found.place[found.image == target], expected.place)
+            assert torch.equal(found.mass[found.image == target], expected.mass)
+
+
 def test_an_operation_may_be_named_as_well(recording):
     node = recording.graph.layer("down")
     assert recording.graph.layer(node.name) is node

@@ -25,6 +25,7 @@ def convolution(
     kernels = torch.randn(groups * 3, channels, *kernel, generator=generator).permute(0, 2, 3, 1)
     window = Window(extent=(6, 7), out=(4, 9), kernel=kernel, stride=(2, 1), padding=(1, 2), dilation=(1, 2))
     index = torch.randint(0, 2 * groups * 3 * 4 * 9, (points,), generator=generator)
+    index = index.repeat_interleave(torch.randint(1, 4, (points,), generator=generator))  # of several targets
     return images.permute(0, 2, 3, 1), kernels, index, window, groups, at_centre
 
 
@@ -68,6 +69,7 @@ def test_compiled_and_looped_find_the_same_cell(seed, points, kernel, stride, di
     out = tuple((extent + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1 for extent in (6, 7))
     window = Window(extent=(6, 7), out=(out[0], out[1]), padding=(padding, padding), **pairs)
     index = torch.randint(0, 2 * 3 * out[0] * out[1], (points,), generator=generator)
+    index = index.repeat_interleave(torch.randint(1, 4, (points,), generator=generator))
     by_place = images.permute(0, 2, 3, 1)
     found = winner.winning_cells(by_place, index, window, lowest)
     assert torch.equal(found, winner._looped_cells(by_place, index, window, lowest))
