@@ -31,7 +31,7 @@ _LEAST_VARIANCE = 1e-4
 _UNIT = 100
 """Integer capacity of a cost of 1."""
 _DECIDED = 8 * _BORDER
-"""More than all borders of a cell together: a colour that costs so much more decides alone."""
+"""More than all borders of a cell together: what costs so much more is decided alone."""
 _NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))
 
 
@@ -39,13 +39,13 @@ def graph_cut_masks(maps: Tensor, pictures: Tensor) -> Tensor:
     """Return the object that each map points at, bool (N, H, W), following the borders in the picture.
 
     `maps` is (N, H, W), >= 0, any scale; `pictures` float (N, C, H, W), colours in [0, 1]. Two mixtures of Gaussians
-    learn the colours where the map is largest (upper 5 % of the pixels) and smallest (lower 30 %); every cell of a
-    raster of at most 112 x 112 goes to one or the other at the least cost, exactly: minus the log-likelihood of its
-    colour, and for each border between neighbours the more, the more alike they are. Of what is cut out the largest
-    region is kept. A map whose maximum is 0 or not finite has an empty mask.
+    learn the colours where the map is largest (upper 5 % of the pixels) and smallest (lower 30 %). Those are object
+    and ground; every other cell of a raster of at most 112 x 112 goes to one or the other at the least cost, exactly:
+    minus the log-likelihood of its colour, and for each border between neighbours the more, the more alike they are. Of
+    what is cut out the largest region is kept. A map whose maximum is 0 or not finite has an empty mask.
 
-    Source: Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional Networks, 3.2; the costs are those of Boykov and
-    Jolly, Interactive Graph Cuts, weighted as in Rother et al., GrabCut, 2. On the CPU, one image after the other.
+    Source: Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional Networks, 3.2; seeds and costs are those of Boykov
+    and Jolly, Interactive Graph Cuts, weighted as in Rother et al., GrabCut, 2. On the CPU, one image after the other.
 
     Raises InputError where maps and pictures disagree.
     """
@@ -68,8 +68,11 @@ def _cut(evidence: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray
         return np.zeros(evidence.shape, dtype=bool)
     low, high = np.quantile(evidence, (_UNLIKELY, _SURE))
     flat = colours.reshape(-1, colours.shape[2])
-    costs = [_colour_cost(flat, flat[chosen.ravel()]) for chosen in (evidence >= high, evidence <= low)]
-    return _cheapest(costs[0].reshape(evidence.shape), costs[1].reshape(evidence.shape), *_borders(colours))
+    seeds = [evidence >= high, evidence <= low]  # of the object, of the ground
+    inside, outside = (_colour_cost(flat, flat[seed.ravel()]).reshape(evidence.shape) for seed in seeds)
+    inside[seeds[1]] = outside[seeds[1]] + _DECIDED
+    outside[seeds[0]] = inside[seeds[0]] + _DECIDED
+    return _cheapest(inside, outside, *_borders(colours))
 
 
 def _colour_cost(colours: NDArray[np.float32], known: NDArray[np.float32]) -> NDArray[np.float64]:
