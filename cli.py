@@ -196,7 +196,9 @@ def evaluate(
     size: Annotated[int | None, typer.Option(metavar="N", min=8, help="Side of the input [the model's]")] = None,
     fit: Annotated[str | None, typer.Option(metavar="FIT", help="squash or crop [squash]")] = None,
     batch_size: Annotated[int, typer.Option(metavar="N", min=1, help="Images at once [16]", show_default=False)] = 16,
-    cut: Annotated[bool, typer.Option("--cut", help="Saliency, localization: also cut the object out")] = False,
+    cut: Annotated[
+        bool, typer.Option("--cut", help="Saliency, localization, gallery: also cut the object out")
+    ] = False,
     layers: Annotated[str | None, typer.Option(metavar="A,B", help="Gallery: layers, or auto, not methods")] = None,
     rows: Annotated[int, typer.Option(metavar="N", min=1, help="Gallery: images [8]", show_default=False)] = 8,
     plot: Annotated[Path | None, typer.Option("--plot", "-o", metavar="FILE", help="PNG to write")] = None,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fixcore
+from fixcore.baselines import graph_cut_masks
 from fixcore.baselines.class_maps import map_extent
 from fixcore.methods import explain
 from pipeline.errors import DatasetError
@@ -27,8 +28,8 @@ _CELL = 1.75
 def draw_gallery(request: Request, path: Path, *, rows: int = 8, layers: Sequence[str] = ()) -> None:
     """Write a PNG sheet of the first `rows` images: their prediction's evidence by each method, with its box.
 
-    With `layers` the columns are the fixations at these layers instead, from the outermost in. True boxes are dashed.
-    Raises DatasetError where no image can be read.
+    On request with the object that each map points at, cut out. With `layers` the columns are the fixations at these
+    layers instead, from the outermost in. True boxes are dashed. Raises DatasetError where no image can be read.
     """
     shown = tuple(request.dataset.images[:rows])
     found = list(batches(request.subject, shown, max(1, rows), request.problems))
@@ -43,10 +44,17 @@ def draw_gallery(request: Request, path: Path, *, rows: int = 8, layers: Sequenc
 
 
 class _Column:
-    """A column's title and what is drawn over each image: a map, dots, a box."""
+    """A column's title and what is drawn over each image: a map, dots, a box; or the part of it that is shown."""
 
-    def __init__(self, title: str, maps: Tensor | None, points: Any = None, boxes: Tensor | None = None) -> None:
-        self.title, self.maps, self.points, self.boxes = title, maps, points, boxes
+    def __init__(
+        self,
+        title: str,
+        maps: Tensor | None = None,
+        points: Any = None,
+        boxes: Tensor | None = None,
+        masks: Tensor | None = None,
+    ) -> None:
+        self.title, self.maps, self.points, self.boxes, self.masks = title, maps, points, boxes, masks
 
 
 def _of_methods(request: Request, batch: Batch, target: Tensor) -> list[_Column]:
@@ -56,6 +64,8 @@ def _of_methods(request: Request, batch: Batch, target: Tensor) -> list[_Column]
     for method in request.methods:
         told = explain(method, request.subject.graph, batch.images, target)
         columns.append(_Column(method.name, told.maps.cpu(), None, told.boxes.cpu()))
+        if request.cut:
+            columns.append(_Column("cut out", masks=graph_cut_masks(told.maps.cpu(), batch.pictures)))
     return columns
 
 
@@ -93,7 +103,7 @@ def _sheet(request: Request, batch: Batch, target: Tensor, columns: list[_Column
 
 def _draw(axis: Any, picture: NDArray[np.uint8], column: _Column, row: int) -> None:
     faded = (picture * (1 - _FADED) + 255 * _FADED).astype(np.uint8)
-    axis.imshow(faded)
+    axis.imshow(faded if column.masks is None else np.where(column.masks[row].numpy()[:, :, None], picture, faded))
     if column.maps is not None:
         map_ = column.maps[row].numpy()
         # The brightest pixel of a pointwise map is far above all others: what is above 99.5 % of it counts as full.

@@ -20,7 +20,7 @@ class Request:
     methods: tuple[Method, ...]
     batch_size: int = 16
     cut: bool = False
-    """Whether saliency and localization also score the object that each map points at, cut out of the picture."""
+    """Whether saliency and localization also score the object that each map points at, and a gallery shows it."""
     advance: Callable[[float], None] = lambda images: None
     """Told after each batch how many images are done."""
     problems: Problems = field(default_factory=Problems)
