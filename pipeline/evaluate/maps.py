@@ -28,7 +28,7 @@ def cover(request: Request) -> list[Table]:
     """Score the maps of the predicted class against masks: Graz-02's and MSRA-B's measures.
 
     Maps of methods that tell neighbouring pixels apart are scored as they are and blurred as fixations are. On request
-    also the object that each map points at, cut out of the picture, and the mean of the two.
+    also the object that each map points at, cut out of the picture.
     """
     found: dict[str, list[Tensor]] = {}
     masks: list[Tensor] = []
@@ -42,9 +42,7 @@ def cover(request: Request) -> list[Table]:
             if method.by_pixel:
                 found.setdefault(f"{method.name}, blurred", []).append(_scaled(_blurred(maps)))
             if request.cut:
-                cut = graph_cut_masks(maps, batch.pictures).float()
-                found.setdefault(f"{method.name}, cut out", []).append(cut)
-                found.setdefault(f"{method.name}, map and cut", []).append((_scaled(maps) + cut) / 2)
+                found.setdefault(f"{method.name}, cut out", []).append(graph_cut_masks(maps, batch.pictures).float())
         side = mask.shape[1]
         found.setdefault("centre of the image", []).append(_centre(side).expand(len(mask), -1, -1))
         request.advance(len(batch.shown))
