@@ -21,13 +21,15 @@ from fixcore.errors import InputError
 from fixcore.regions import largest_regions
 
 _RASTER = 112
-"""Cells of a side on which the cut is sought: twice as many take six times as long."""
+"""Cells of a side on which the cut is sought: half as many take a third of the time."""
 _SURE, _UNLIKELY = 0.95, 0.30
 """Quantiles of the map from which, and up to which, colours are learned (Simonyan et al.)."""
 _COLOURS = 5
-"""Gaussians of each colour model, and how much a border costs (GrabCut)."""
-_BORDER = 50.0
+"""Gaussians of each colour model (GrabCut)."""
 _LEAST_VARIANCE = 1e-4
+"""Of a Gaussian, so that pictures of few colours have likelihoods too: a hundredth of the range, squared."""
+_BORDER = 50.0
+"""Cost of parting two neighbours of one colour (GrabCut)."""
 _UNIT = 100
 """Integer capacity of a cost of 1."""
 _DECIDED = 8 * _BORDER
@@ -42,7 +44,8 @@ def graph_cut_masks(maps: Tensor, pictures: Tensor) -> Tensor:
     learn the colours where the map is largest (upper 5 % of the pixels) and smallest (lower 30 %). Those are object
     and ground; every other cell of a raster of at most 112 x 112 goes to one or the other at the least cost, exactly:
     minus the log-likelihood of its colour, and for each border between neighbours the more, the more alike they are. Of
-    what is cut out the largest region is kept. A map whose maximum is 0 or not finite has an empty mask.
+    what is cut out the largest region is kept. A map that points nowhere has an empty mask: one value everywhere, or
+    values that are not finite.
 
     Source: Simonyan, Vedaldi, Zisserman, Deep Inside Convolutional Networks, 3.2; seeds and costs are those of Boykov
     and Jolly, Interactive Graph Cuts, weighted as in Rother et al., GrabCut, 2. On the CPU, one image after the other.
@@ -64,14 +67,15 @@ def graph_cut_masks(maps: Tensor, pictures: Tensor) -> Tensor:
 
 
 def _cut(evidence: NDArray[np.float32], colours: NDArray[np.float32]) -> NDArray[np.bool_]:
-    if not (np.isfinite(evidence).all() and evidence.max() > 0):
+    if not np.isfinite(evidence).all() or evidence.max() == evidence.min():
         return np.zeros(evidence.shape, dtype=bool)
     low, high = np.quantile(evidence, (_UNLIKELY, _SURE))
+    ground = (evidence <= low) & (evidence < evidence.max())  # quantiles may be one: of many zeros, of many ones
+    object_ = (evidence >= high) & ~ground
     flat = colours.reshape(-1, colours.shape[2])
-    seeds = [evidence >= high, evidence <= low]  # of the object, of the ground
-    inside, outside = (_colour_cost(flat, flat[seed.ravel()]).reshape(evidence.shape) for seed in seeds)
-    inside[seeds[1]] = outside[seeds[1]] + _DECIDED
-    outside[seeds[0]] = inside[seeds[0]] + _DECIDED
+    inside, outside = (_colour_cost(flat, flat[seed.ravel()]).reshape(evidence.shape) for seed in (object_, ground))
+    inside[ground] = outside[ground] + _DECIDED
+    outside[object_] = inside[object_] + _DECIDED
     return _cheapest(inside, outside, *_borders(colours))
 
 

@@ -79,7 +79,25 @@ def test_images_are_cut_one_by_one_and_any_number_of_channels_will_do() -> None:
     assert torch.equal(beside[1:], alone)
 
 
-@pytest.mark.parametrize("value", [0.0, torch.nan, torch.inf])
+def test_a_map_of_a_few_points_among_zeros_points_at_those() -> None:
+    maps, picture, truth = scene()
+    few = torch.zeros_like(maps)
+    few[:, 35, 45] = few[:, 50, 60] = 1.0
+    mask = graph_cut_masks(few, picture)
+    assert not mask[~truth].any()
+    assert bool(mask[:, 35, 45].all())
+
+
+def test_a_map_that_leaves_out_a_corner_points_at_the_rest() -> None:
+    maps, picture, _ = scene()
+    most = torch.ones_like(maps)
+    most[:, :16, :16] = 0.0
+    mask = graph_cut_masks(most, picture)
+    assert bool(mask[:, 20:, 20:].all())
+    assert not mask[:, :12, :12].any()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, torch.nan, torch.inf])
 def test_without_evidence_nothing_is_cut_out(value: float) -> None:
     maps, picture, _ = scene()
     assert not graph_cut_masks(torch.full_like(maps, value), picture).any()
