@@ -53,12 +53,8 @@ CHANGES = {
     "blur 1 %": lambda one: one.filter(ImageFilter.GaussianBlur(one.width / 100)),
     "3 % off each side": without_border(0.03),
 }
-
-
 BEYOND_THUMBNAILS = {
-    "JPEG 30": compressed,
-    "grey": CHANGES["grey"],
-    "3 % off each side": without_border(0.03),
+    **{name: CHANGES[name] for name in ("JPEG 30", "grey", "3 % off each side")},
     "8 % off each side": without_border(0.08),
     "mirrored": ImageOps.mirror,
 }

@@ -82,9 +82,8 @@ def backtrack(
             if bool(outweighed.any()):  # at least as much speaks against it everywhere: show what speaks for it
                 again = replace(start, target=start.target.where(outweighed, -1))
                 node, others, _ = _begin(recording, again, options, contrast, False)
-                points = merged(
-                    [points, _walk(recording, again, node, others, options, end)], recording.shapes[end].numel()
-                )
+                instead = _walk(recording, again, node, others, options, end)
+                points = merged([points, instead], recording.shapes[end].numel())
         return _fixations(recording, start, points, margin)
 
 
@@ -103,7 +102,9 @@ def _begin(
 
 def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, options: Options, end: fx.Node) -> Points:
     """Visit nodes in reverse; what meets at a node is merged before it goes on. Returns the points at `end`."""
-    graph, targets = recording.graph, start.target.numel()
+    graph = recording.graph
+    # Sorted by place, targets that go the same way stand side by side; by target, as what is settled later must be.
+    targets = start.target.numel() if points.low is None else None
     waiting: dict[fx.Node, list[Points]] = {begin: [points]}
     for node in reversed(graph.nodes):
         if node is end:
@@ -112,8 +113,7 @@ def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, op
         if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
             continue
         shape = recording.shapes[node]
-        by_target = points.low is not None  # as what is settled must be; else what goes the same way side by side
-        here = merged(arrived, shape.numel(), None if by_target else targets)
+        here = merged(arrived, shape.numel(), targets)
         if node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT):
             here = settled(here)
         visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks)

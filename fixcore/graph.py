@@ -221,7 +221,7 @@ def _pooled_and_rectified(*arguments: Any, **named: Any) -> Tensor:
 
 
 def _rectify_after_pools(nodes: tuple[fx.Node, ...], read: set[fx.Node]) -> None:
-    """Let a ReLU that only a maximum pool reads wait for the pool, which leaves a quarter of the elements or fewer.
+    """Let a ReLU that only a maximum pool reads wait for the pool, which as a rule leaves a quarter of the elements.
 
     The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
     walks them or runs them with gradients sees the network as it was written; but the recorded value of such a ReLU is

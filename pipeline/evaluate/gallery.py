@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,36 +44,33 @@ def draw_gallery(request: Request, path: Path, *, rows: int = 8, layers: Sequenc
     _sheet(request, batch, target, columns, path)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class _Column:
     """A column's title and what is drawn over each image: a map, dots, a box; or the part of it that is shown."""
 
-    def __init__(
-        self,
-        title: str,
-        maps: Tensor | None = None,
-        points: Any = None,
-        boxes: Tensor | None = None,
-        masks: Tensor | None = None,
-    ) -> None:
-        self.title, self.maps, self.points, self.boxes, self.masks = title, maps, points, boxes, masks
+    title: str
+    maps: Tensor | None = None
+    points: Any = None
+    boxes: Tensor | None = None
+    masks: Tensor | None = None
 
 
 def _of_methods(request: Request, batch: Batch, target: Tensor) -> list[_Column]:
     columns = []
     fixations = fixcore.backtrack(request.subject.graph.record(batch.images), target)
-    columns.append(_Column("fixations: points", None, fixations, fixcore.evidence_boxes(fixations)))
+    columns.append(_Column("fixations: points", points=fixations, boxes=fixcore.evidence_boxes(fixations)))
     for method in request.methods:
         told = explain(method, request.subject.graph, batch.images, target)
-        columns.append(_Column(method.name, told.maps.cpu(), None, told.boxes.cpu()))
+        columns.append(_Column(method.name, told.maps.cpu(), boxes=told.boxes.cpu()))
         if request.cut:
             columns.append(_Column("cut out", masks=graph_cut_masks(told.maps.cpu(), batch.pictures)))
     return columns
 
 
 def _of_layers(recording: fixcore.Recording, target: Tensor, layers: Sequence[str]) -> list[_Column]:
-    columns = [_Column(layer, None, fixcore.backtrack(recording, target, stop_at=layer)) for layer in layers]
+    columns = [_Column(layer, points=fixcore.backtrack(recording, target, stop_at=layer)) for layer in layers]
     fixations = fixcore.backtrack(recording, target)
-    return [*columns, _Column("pixels", None, fixations, fixcore.evidence_boxes(fixations))]
+    return [*columns, _Column("pixels", points=fixations, boxes=fixcore.evidence_boxes(fixations))]
 
 
 def _sheet(request: Request, batch: Batch, target: Tensor, columns: list[_Column], path: Path) -> None:

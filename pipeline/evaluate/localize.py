@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,12 +38,12 @@ BOXES = ("method", "box rule", "setting")
 class _Measured:
     """Intersections over union of one method, gathered batch by batch."""
 
-    published: list[Tensor]
-    threshold: list[Tensor]
-    any_region: list[Tensor]
-    max_sum: list[Tensor]
-    moment: list[Tensor]
-    cut: list[Tensor]
+    published: list[Tensor] = field(default_factory=list)
+    threshold: list[Tensor] = field(default_factory=list)
+    any_region: list[Tensor] = field(default_factory=list)
+    max_sum: list[Tensor] = field(default_factory=list)
+    moment: list[Tensor] = field(default_factory=list)
+    cut: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -60,7 +60,7 @@ def localize(request: Request) -> list[Table]:
             "use pointing or proposals"
         )
     ids = request.subject.class_ids(request.dataset.labels)
-    measured = {method: _Measured([], [], [], [], [], []) for method in request.methods}
+    measured = {method: _Measured() for method in request.methods}
     ranks: list[Tensor] = []
     plain: dict[str, list[Tensor]] = {"whole image": [], "centred 75 %": []}
     shown: list[AnnotatedImage] = []
