@@ -114,9 +114,11 @@ def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, op
             continue
         shape = recording.shapes[node]
         here = merged(arrived, shape.numel(), targets)
-        if node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT):
+        if here.low is not None and (node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT)):
             here = settled(here)
-        visit = Visit(node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks)
+        visit = Visit(
+            node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks, graph.made
+        )
         for source, moved in rule.entry(node).follow(visit, here):
             if len(moved):
                 waiting.setdefault(source, []).append(moved)

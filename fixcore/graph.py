@@ -34,9 +34,10 @@ class Graph:
         self.nodes: tuple[fx.Node, ...] = tuple(node for node in graph.nodes if node.op == "call_function")
         self.head: Head | None = find_head(self.logits, constants)
         self.arguments = {node: arguments_by_name(node) for node in self.nodes}
+        self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
-        _rectify_after_pools(self.nodes, {self.logits} if self.head is None else {self.logits, self.head.map})
+        _rectify_after_pools(self.nodes)
         self._steps = _schedule(self.nodes, {*kept, self.logits, *constants})
         self.blanks = self._find_blanks()
         self._logit_steps = _schedule(self.nodes, {self.logits, *constants})
@@ -220,7 +221,7 @@ def _pooled_and_rectified(*arguments: Any, **named: Any) -> Tensor:
     return torch.relu_(aten.max_pool2d.default(*arguments, **named))
 
 
-def _rectify_after_pools(nodes: tuple[fx.Node, ...], read: set[fx.Node]) -> None:
+def _rectify_after_pools(nodes: tuple[fx.Node, ...]) -> None:
     """Let a ReLU that only a maximum pool reads wait for the pool, which as a rule leaves a quarter of the elements.
 
     The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
@@ -233,7 +234,7 @@ def _rectify_after_pools(nodes: tuple[fx.Node, ...], read: set[fx.Node]) -> None
         if pool.target is not aten.max_pool2d.default:
             continue
         (relu,) = pool.all_input_nodes
-        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1 and relu not in read:
+        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1:
             pool.meta["rectifies"] = relu.meta["rectifies"] = True
 
 

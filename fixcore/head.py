@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, fx
@@ -48,18 +49,27 @@ class Head:
 
     def by_place(self, value: Tensor) -> Tensor:
         """Return the map as (N, L, D): features of each place."""
-        kept = [d for d in range(value.dim()) if d not in self.places]
-        moved = value.permute(kept[0], *self.places, *kept[1:])
-        return moved.reshape(value.shape[0], -1, self.weight.shape[1])
+        return _by_place(value, self.places, self.weight.shape[1])
 
-    def position(self, value: Tensor) -> Tensor:
-        """Return the row-major index (N, L, D) of every element that `by_place` shows."""
-        index = torch.arange(value.numel(), device=value.device).view(value.shape)
-        return self.by_place(index)
+    def position(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """Return where, row-major, `by_place` finds every element in the map of one image: int64 (L, D)."""
+        return _positions(shape, device, self.places, self.weight.shape[1])
 
     def pooled(self, value: Tensor) -> Tensor:
         """Return the features (N, D)."""
         return self.by_place(value).mean(1)
+
+
+def _by_place(value: Tensor, places: tuple[int, ...], features: int) -> Tensor:
+    kept = [d for d in range(value.dim()) if d not in places]
+    moved = value.permute(kept[0], *places, *kept[1:])
+    return moved.reshape(value.shape[0], -1, features)
+
+
+@lru_cache(maxsize=16)
+def _positions(shape: torch.Size, device: torch.device, places: tuple[int, ...], features: int) -> Tensor:
+    index = torch.arange(shape.numel(), device=device).view(1, *shape)
+    return _by_place(index, places, features)[0]
 
 
 def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | None:

@@ -61,8 +61,8 @@ class Points:
 
     def split(self, counts: list[int]) -> list[Points]:
         """Return so many points each, in their order."""
-        low = [None] * len(counts) if self.low is None else torch.split(self.low, counts)
-        index, trace, mass = (torch.split(values, counts) for values in (self.index, self.trace, self.mass))
+        low = [None] * len(counts) if self.low is None else torch.split_with_sizes(self.low, counts)
+        index, trace, mass = (torch.split_with_sizes(values, counts) for values in (self.index, self.trace, self.mass))
         own = zip(index, trace, mass, low, strict=True)
         return [Points(index, trace, mass, self.distinct, part) for index, trace, mass, part in own]
 

@@ -1,4 +1,4 @@
-"""Class maps of many images, each of its own class, without copying the features of one."""
+"""Where the class maps of many images lie above their mean, each of its own class, in one pass over the features."""
 
 from __future__ import annotations
 
@@ -10,31 +10,55 @@ import torch
 from torch import Tensor
 
 from fixcore.compiled.threads import on_all, on_threads, reordered
+from fixcore.compiled.windows import first_largest
 
 
-def class_maps(by_place: Tensor, weight: Tensor, image: Tensor) -> Tensor:
-    """As `start.class_maps`, for float32 on a CPU."""
+def places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `start.places_above_mean`, for float32 on a CPU."""
     targets, (_, places, features) = len(weight), by_place.shape
-    given = (by_place.numpy(), weight.numpy(), image.numpy())
-    index = torch.arange(targets * places)
-    found = on_threads(_add, _add_on_threads, given, index, len(index) * features, torch.float32)
-    return found.view(targets, places)
+    channel = torch.full((targets, places), -1)
+    share = torch.empty(targets, places)
+    given = (by_place.numpy(), weight.numpy(), image.numpy(), channel.numpy(), share.numpy())
+    on_threads(_find, _find_on_threads, given, torch.arange(targets), targets * places * features)
+    row, place = (channel >= 0).nonzero(as_tuple=True)
+    return row, place, channel[row, place], share[row, place]
 
 
 @reordered
-def _add(by_place: Any, weight: Any, image: Any, index: Any, found: Any) -> None:
+def _find(by_place: Any, weight: Any, image: Any, channel: Any, share: Any, index: Any, found: Any) -> None:
+    """Write the channel and share of each target's places above the mean, and how many they are."""
     places, features = by_place.shape[1:]
+    product = np.empty(features, dtype=np.float32)
     for point in range(index.shape[0]):
-        target, place = divmod(index[point], places)
-        own, factor = by_place[image[target], place], weight[target]
+        target = index[point]
+        own, factor, class_map = by_place[image[target]], weight[target], share[target]
+        added = np.float64(0)
+        for place in range(places):
+            value = np.float32(0)
+            for feature in range(features):
+                value += own[place, feature] * factor[feature]
+            class_map[place] = value
+            added += value
+        mean = np.float32(added / places)
         total = np.float32(0)
-        for feature in range(features):
-            total += own[feature] * factor[feature]
-        found[point] = total
+        for place in range(places):
+            class_map[place] = max(class_map[place] - mean, np.float32(0))
+            total += class_map[place]
+        count = 0
+        for place in range(places):
+            class_map[place] = class_map[place] / total if total > 0 else np.float32(1 / places)
+            if class_map[place] > 0:
+                for feature in range(features):
+                    product[feature] = 0 + own[place, feature] * factor[feature]  # -0 is no less than 0
+                channel[target, place] = first_largest(product)
+                count += 1
+        found[point] = count
 
 
 @on_all
-def _add_on_threads(parts: int, by_place: Any, weight: Any, image: Any, index: Any, found: Any) -> None:
+def _find_on_threads(
+    parts: int, by_place: Any, weight: Any, image: Any, channel: Any, share: Any, index: Any, found: Any
+) -> None:
     for part in numba.prange(parts):
         own = slice(len(index) * part // parts, len(index) * (part + 1) // parts)
-        _add(by_place, weight, image, index[own], found[own])
+        _find(by_place, weight, image, channel, share, index[own], found[own])

@@ -15,7 +15,7 @@ from torch import Tensor
 from fixcore.compiled.threads import alone, on_all, on_threads
 from fixcore.rules.window import Window
 
-# The largest of many floats: as integers of the same order, since of those alone a maximum is vectorised.
+# Floats as integers of the same order.
 _SIGN, _REST = np.int32(31), np.int32(0x7FFFFFFF)
 _LOWEST, _NONE = np.int32(-0x80000000), np.int32(0x7FFFFFFF)
 
@@ -43,6 +43,23 @@ def _geometry(window: Window) -> Any:
 
 
 @alone
+def first_largest(values: Any) -> int:
+    """Return where the largest of float32 values is, of equal ones the first.
+
+    As integers of the same order, since of those alone a maximum is vectorised.
+    """
+    bits = values.view(np.int32)
+    largest = _LOWEST
+    for place in range(bits.shape[0]):
+        largest = max(largest, bits[place] ^ ((bits[place] >> _SIGN) & _REST))
+    first = _NONE
+    for place in range(np.int32(bits.shape[0])):
+        as_ordered = bits[place] ^ ((bits[place] >> _SIGN) & _REST)
+        first = min(first, np.int32(place) if as_ordered == largest else _NONE)
+    return int(first)
+
+
+@alone
 def _find_inputs(
     images: Any, kernels: Any, geometry: Any, outs: int, groups: int, at_centre: bool, index: Any, found: Any
 ) -> None:
@@ -51,7 +68,6 @@ def _find_inputs(
     channels, own = images.shape[3], kernels.shape[3]
     out_height, out_width, rows, cols, down, right, above, before, row_step, col_step, row_mid, col_mid = geometry
     total = np.empty(own, dtype=np.float32)
-    bits = total.view(np.int32)
     for point in range(index.shape[0]):
         if point > 0 and index[point] == index[point - 1]:  # another target's, at the same place
             found[point] = found[point - 1]
@@ -76,14 +92,7 @@ def _find_inputs(
                     weights = kernels[out, i, j]
                     for channel in range(own):
                         total[channel] += values[channel] * weights[channel]
-            largest = _LOWEST
-            for channel in range(own):
-                largest = max(largest, bits[channel] ^ ((bits[channel] >> _SIGN) & _REST))
-            first = _NONE
-            for channel in range(np.int32(own)):
-                as_ordered = bits[channel] ^ ((bits[channel] >> _SIGN) & _REST)
-                first = min(first, np.int32(channel) if as_ordered == largest else _NONE)
-            best = int(first)
+            best = first_largest(total)
         winner = begin + best
         if at_centre:
             at_row = min(max(out_row * down + row_mid, 0), height - 1)

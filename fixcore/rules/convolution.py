@@ -23,15 +23,7 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     convolution that sees its whole input at once is a linear layer and follows that rule. Mass: kept whole.
     """
     image, weight = visit.tensor("input"), visit.tensor("weight")
-    kernel, dilation = pair(weight.shape[2:]), pair(visit.plain("dilation"))
-    window = Window(
-        extent=pair(image.shape[2:]),
-        out=pair(visit.shape[2:]),
-        kernel=kernel,
-        stride=pair(visit.plain("stride")),
-        padding=_padding(visit, kernel, dilation),
-        dilation=dilation,
-    )
+    window = visit.once(_sliding_window, image.shape[2:])
     if window.sees_everything():
         return _as_linear_layer(visit, points, window)
     index = winning_inputs(
@@ -54,6 +46,18 @@ def _as_linear_layer(visit: Visit, points: Points, window: Window) -> Flow:
     group = torch.div(out_channel * groups, weight.shape[0], rounding_mode="floor")
     by_group = image.reshape(len(image) * groups, -1)
     return [(visit.source("input"), shared_among_inputs(by_group, seen, n * groups + group, out_channel, points))]
+
+
+def _sliding_window(visit: Visit, extent: torch.Size) -> Window:
+    kernel, dilation = pair(visit.tensor("weight").shape[2:]), pair(visit.plain("dilation"))
+    return Window(
+        extent=pair(extent),
+        out=pair(visit.shape[2:]),
+        kernel=kernel,
+        stride=pair(visit.plain("stride")),
+        padding=_padding(visit, kernel, dilation),
+        dilation=dilation,
+    )
 
 
 def _padding(visit: Visit, kernel: Pair, dilation: Pair) -> Pair:

@@ -35,18 +35,22 @@ def recorded_winner(visit: Visit, points: Points) -> Flow:
     Where the ReLU before it is applied after it (`fixcore.graph`), cells below 0 count as 0, as they would.
     """
     image = visit.tensor("self")
-    kernel = pair(visit.plain("kernel_size"))
     lowest = 0.0 if visit.node.meta.get("rectifies") else -math.inf
-    window = Window(
-        extent=pair(image.shape[2:]),
+    window = visit.once(_sliding_window, image.shape[2:])
+    index = winning_cells(image.permute(0, 2, 3, 1), points.index, window, lowest)
+    return [(visit.source("self"), points.moved(index))]
+
+
+def _sliding_window(visit: Visit, extent: torch.Size) -> Window:
+    kernel = pair(visit.plain("kernel_size"))
+    return Window(
+        extent=pair(extent),
         out=pair(visit.shape[2:]),
         kernel=kernel,
         stride=pair(visit.plain("stride") or kernel),
         padding=pair(visit.plain("padding")),
         dilation=pair(visit.plain("dilation")),
     )
-    index = winning_cells(image.permute(0, 2, 3, 1), points.index, window, lowest)
-    return [(visit.source("self"), points.moved(index))]
 
 
 @rule(aten.avg_pool2d.default, keeps=("self",))

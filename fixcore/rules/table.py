@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -13,6 +13,7 @@ from fixcore.errors import MissingRule
 from fixcore.points import Points
 from fixcore.structure import Seen
 
+_Made = TypeVar("_Made")
 Flow = Sequence[tuple[fx.Node, Points]]
 """Where the points of a node go: pairs of an input node and points in its output; a node may come twice."""
 
@@ -48,6 +49,8 @@ class Visit:
     options: Options
     blanks: Mapping[fx.Node, Tensor] = field(default_factory=dict)
     """Where a node holds elements that no pixel reaches (a learned token beside the image's): bool, one image, flat."""
+    made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = field(default_factory=dict)
+    """What `once` made, for this node and others."""
 
     @property
     def shape(self) -> torch.Size:
@@ -65,6 +68,16 @@ class Visit:
         value = self.values[self.source(name)]
         assert isinstance(value, Tensor)
         return value
+
+    def once(self, make: Callable[[Visit, torch.Size], _Made], places: torch.Size) -> _Made:
+        """Return `make(self, places)`, made at the first visit: what depends on the extents of a map alone.
+
+        `places` is the input's extent, (H, W).
+        """
+        key = (self.node, places, self.shape[2:])
+        if key not in self.made:
+            self.made[key] = make(self, places)
+        return self.made[key]  # type: ignore[no-any-return]
 
     def without_blanks(self, source: fx.Node, index: Tensor, value: Tensor) -> Tensor:
         """Return `value` with -infinity where `index` of `source` lies on an element that no pixel reaches."""

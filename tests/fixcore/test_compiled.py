@@ -16,7 +16,7 @@ from fixcore.compiled import threads
 from fixcore.compiled.join import joined as compiled_joined
 from fixcore.points import Points, joined, merged
 from fixcore.rules.layout import _by_part, _ownership, by_part
-from fixcore.start import _class_maps, class_maps
+from fixcore.start import _places_above_mean, places_above_mean
 
 PLACES = st.integers(0, 9) | st.integers(0, 2**40 - 1)
 
@@ -96,16 +96,25 @@ def test_elements_are_found_in_their_part(seed, outer, extents, inner, points):
     features=st.integers(1, 40),
     channels_last=st.booleans(),
 )
-def test_class_maps_add_up_products(seed, images, targets, places, features, channels_last):
+def test_classes_begin_above_the_mean_of_their_maps(seed, images, targets, places, features, channels_last):
     generator = torch.Generator().manual_seed(seed)
-    by_place = torch.randint(-4, 5, (images, features, places), generator=generator).float().transpose(1, 2)
+    by_place = torch.randint(-2, 3, (images, features, places), generator=generator).float().transpose(1, 2)
     if channels_last:
         by_place = by_place.contiguous()
-    weight = torch.randint(-4, 5, (targets, features), generator=generator).float()
+    weight = torch.randint(-2, 3, (targets, features), generator=generator).float()
     image = torch.randint(images, (targets,), generator=generator)
-    found = class_maps(by_place, weight, image)
-    assert torch.equal(found, torch.einsum("tld,td->tl", by_place[image], weight))
-    assert torch.equal(found, _class_maps(by_place, weight, image))
+    product = by_place[image] * weight[:, None]
+    class_map = product.sum(2)
+    above = class_map * places > class_map.sum(1, keepdim=True)  # of whole numbers, exactly
+    above |= ~above.any(1, keepdim=True)
+    excess = class_map.double() - class_map.double().mean(1, keepdim=True)
+    excess[above.all(1)] = 1
+    shares = excess / (excess * above).sum(1, keepdim=True)
+    for find in (places_above_mean, _places_above_mean):
+        row, place, channel, share = find(by_place, weight, image)
+        assert torch.equal(torch.stack([row, place], 1), above.nonzero())
+        assert channel.tolist() == product[row, place].argmax(1).tolist()
+        torch.testing.assert_close(share.double(), shares[row, place], rtol=1e-5, atol=1e-7)
 
 
 def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):
