@@ -58,7 +58,6 @@ def test_fixcore_knows_torch_only_but_for_its_compiled_loops_regions_and_cuts() 
         ("fixcore/compiled/join.py", "numpy"),
         ("fixcore/compiled/parts.py", "numpy"),
         ("fixcore/compiled/threads.py", "numba"),
-        ("fixcore/compiled/threads.py", "numpy"),
         ("fixcore/compiled/windows.py", "numba"),
         ("fixcore/compiled/windows.py", "numpy"),
         ("fixcore/regions.py", "numpy"),

@@ -19,18 +19,17 @@ def places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[
     channel = torch.full((targets, places), -1)
     share = torch.empty(targets, places)
     given = (by_place.numpy(), weight.numpy(), image.numpy(), channel.numpy(), share.numpy())
-    on_threads(_find, _find_on_threads, given, torch.arange(targets), targets * places * features)
+    on_threads(_find, _find_on_threads, given, targets, targets * places * features)
     row, place = (channel >= 0).nonzero(as_tuple=True)
     return row, place, channel[row, place], share[row, place]
 
 
 @reordered
-def _find(by_place: Any, weight: Any, image: Any, channel: Any, share: Any, index: Any, found: Any) -> None:
-    """Write the channel and share of each target's places above the mean, and how many they are."""
+def _find(by_place: Any, weight: Any, image: Any, channel: Any, share: Any, begin: int, end: int) -> None:
+    """Write the channel and share of each target's places above the mean."""
     places, features = by_place.shape[1:]
     product = np.empty(features, dtype=np.float32)
-    for point in range(index.shape[0]):
-        target = index[point]
+    for target in range(begin, end):
         own, factor, class_map = by_place[image[target]], weight[target], share[target]
         added = np.float64(0)
         for place in range(places):
@@ -44,21 +43,15 @@ def _find(by_place: Any, weight: Any, image: Any, channel: Any, share: Any, inde
         for place in range(places):
             class_map[place] = max(class_map[place] - mean, np.float32(0))
             total += class_map[place]
-        count = 0
         for place in range(places):
             class_map[place] = class_map[place] / total if total > 0 else np.float32(1 / places)
             if class_map[place] > 0:
                 for feature in range(features):
                     product[feature] = 0 + own[place, feature] * factor[feature]  # -0 is no less than 0
                 channel[target, place] = first_largest(product)
-                count += 1
-        found[point] = count
 
 
 @on_all
-def _find_on_threads(
-    parts: int, by_place: Any, weight: Any, image: Any, channel: Any, share: Any, index: Any, found: Any
-) -> None:
+def _find_on_threads(parts: int, by_place: Any, weight: Any, image: Any, channel: Any, share: Any, count: int) -> None:
     for part in numba.prange(parts):
-        own = slice(len(index) * part // parts, len(index) * (part + 1) // parts)
-        _find(by_place, weight, image, channel, share, index[own], found[own])
+        _find(by_place, weight, image, channel, share, count * part // parts, count * (part + 1) // parts)

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import numba
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,28 +47,22 @@ def is_compiled_for(*values: Tensor) -> bool:
 
 
 def on_threads(
-    find: Callable[..., None],
-    find_on_threads: Callable[..., None],
-    given: tuple[Any, ...],
-    index: Tensor,
-    work: int,
-    dtype: torch.dtype = torch.int64,
-) -> Tensor:
-    """Return what a loop finds for every point, (P,), on as many threads as torch uses if there is enough to do.
+    find: Callable[..., None], find_on_threads: Callable[..., None], given: tuple[Any, ...], count: int, work: int
+) -> None:
+    """Do `count` pieces of work, on as many threads as torch uses if there is enough to do.
 
-    `find(*given, index, found)` writes to `found`; `find_on_threads` takes the number of parts before that.
+    `find(*given, begin, end)` does some of them; `find_on_threads(parts, *given, count)` all, in so many parts. `work`
+    is how many products, or as much, that takes in all.
     """
-    found = torch.empty(len(index), dtype=dtype)
     threads = min(torch.get_num_threads(), _numba.config.NUMBA_NUM_THREADS)
     if threads == 1 or work < (_SMALL if _has_openmp() else _LARGE):
-        find(*given, index.numpy(), found.numpy())
+        find(*given, 0, count)
     elif _has_openmp():
         with _numba_threads(threads):
-            find_on_threads(threads, *given, index.numpy(), found.numpy())
+            find_on_threads(threads, *given, count)
     else:
-        parts = zip(*(np.array_split(array.numpy(), threads) for array in (index, found)), strict=True)  # views
-        list(_pool(threads).map(lambda own: find(*given, *own), parts))
-    return found
+        bounds = [count * part // threads for part in range(threads + 1)]
+        list(_pool(threads).map(lambda own: find(*given, *own), pairwise(bounds)))
 
 
 @contextmanager

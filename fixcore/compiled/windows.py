@@ -5,11 +5,13 @@ P points; images (N, H, W, C); kernels (O, kh, kw, C of a group).
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 import numba
 import numpy as np
+import torch
 from torch import Tensor
 
 from fixcore.compiled.threads import alone, on_all, on_threads
@@ -24,15 +26,19 @@ def winning_inputs(
     images: Tensor, kernels: Tensor, index: Tensor, window: Window, groups: int, at_centre: bool
 ) -> Tensor:
     """As `winner.winning_inputs`, for float32 on a CPU."""
-    given = (images.numpy(), kernels.numpy(), _geometry(window), len(kernels), groups, at_centre)
-    return on_threads(_find_inputs, _find_inputs_on_threads, given, index, len(index) * kernels.shape[1:].numel())
+    found = torch.empty_like(index)
+    loops = (images.numpy(), kernels.numpy(), _geometry(window), len(kernels), groups, at_centre)
+    given = (*loops, index.numpy(), found.numpy())
+    on_threads(_find_inputs, _find_inputs_on_threads, given, len(index), len(index) * kernels.shape[1:].numel())
+    return found
 
 
 def winning_cells(images: Tensor, index: Tensor, window: Window, lowest: float) -> Tensor:
     """As `winner.winning_cells`, for float32 on a CPU."""
-    given = (images.numpy(), _geometry(window), np.float32(lowest))
-    work = len(index) * window.kernel[0] * window.kernel[1]
-    return on_threads(_find_cells, _find_cells_on_threads, given, index, work)
+    found = torch.empty_like(index)
+    given = (images.numpy(), _geometry(window), np.float32(lowest), index.numpy(), found.numpy())
+    on_threads(_find_cells, _find_cells_on_threads, given, len(index), len(index) * math.prod(window.kernel))
+    return found
 
 
 @lru_cache(maxsize=1024)
@@ -61,21 +67,30 @@ def first_largest(values: Any) -> int:
 
 @alone
 def _find_inputs(
-    images: Any, kernels: Any, geometry: Any, outs: int, groups: int, at_centre: bool, index: Any, found: Any
+    images: Any,
+    kernels: Any,
+    geometry: Any,
+    outs: int,
+    groups: int,
+    at_centre: bool,
+    index: Any,
+    found: Any,
+    begin: int,
+    end: int,
 ) -> None:
     """Write where each point goes."""
     height, width = images.shape[1], images.shape[2]
     channels, own = images.shape[3], kernels.shape[3]
     out_height, out_width, rows, cols, down, right, above, before, row_step, col_step, row_mid, col_mid = geometry
     total = np.empty(own, dtype=np.float32)
-    for point in range(index.shape[0]):
-        if point > 0 and index[point] == index[point - 1]:  # another target's, at the same place
+    for point in range(begin, end):
+        if point > begin and index[point] == index[point - 1]:  # another target's, at the same place
             found[point] = found[point - 1]
             continue
         rest, out_col = divmod(index[point], out_width)
         rest, out_row = divmod(rest, out_height)
         image, out = divmod(rest, outs)
-        begin = out * groups // outs * own
+        group = out * groups // outs * own
         top, left = out_row * down - above, out_col * right - before
         best = 0
         if own > 1:
@@ -88,12 +103,12 @@ def _find_inputs(
                     col = left + j * col_step
                     if col < 0 or col >= width:
                         continue
-                    values = images[image, row, col, begin : begin + own]
+                    values = images[image, row, col, group : group + own]
                     weights = kernels[out, i, j]
                     for channel in range(own):
                         total[channel] += values[channel] * weights[channel]
             best = first_largest(total)
-        winner = begin + best
+        winner = group + best
         if at_centre:
             at_row = min(max(out_row * down + row_mid, 0), height - 1)
             at_col = min(max(out_col * right + col_mid, 0), width - 1)
@@ -115,12 +130,12 @@ def _find_inputs(
 
 
 @alone
-def _find_cells(images: Any, geometry: Any, lowest: Any, index: Any, found: Any) -> None:
+def _find_cells(images: Any, geometry: Any, lowest: Any, index: Any, found: Any, begin: int, end: int) -> None:
     """Write where each point goes."""
     height, width, channels = images.shape[1], images.shape[2], images.shape[3]
     out_height, out_width, rows, cols, down, right, above, before, row_step, col_step, _, _ = geometry
-    for point in range(index.shape[0]):
-        if point > 0 and index[point] == index[point - 1]:
+    for point in range(begin, end):
+        if point > begin and index[point] == index[point - 1]:
             found[point] = found[point - 1]
             continue
         rest, out_col = divmod(index[point], out_width)
@@ -152,14 +167,16 @@ def _find_inputs_on_threads(
     at_centre: bool,
     index: Any,
     found: Any,
+    count: int,
 ) -> None:
     for part in numba.prange(parts):
-        own = slice(len(index) * part // parts, len(index) * (part + 1) // parts)
-        _find_inputs(images, kernels, geometry, outs, groups, at_centre, index[own], found[own])
+        begin, end = count * part // parts, count * (part + 1) // parts
+        _find_inputs(images, kernels, geometry, outs, groups, at_centre, index, found, begin, end)
 
 
 @on_all
-def _find_cells_on_threads(parts: int, images: Any, geometry: Any, lowest: Any, index: Any, found: Any) -> None:
+def _find_cells_on_threads(
+    parts: int, images: Any, geometry: Any, lowest: Any, index: Any, found: Any, count: int
+) -> None:
     for part in numba.prange(parts):
-        own = slice(len(index) * part // parts, len(index) * (part + 1) // parts)
-        _find_cells(images, geometry, lowest, index[own], found[own])
+        _find_cells(images, geometry, lowest, index, found, count * part // parts, count * (part + 1) // parts)
