@@ -6,7 +6,7 @@ N images, K classes, D features, C channels, H x W pixels.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
 from fixcore.rules import rule
+from fixcore.schedule import rectify_after_pools, run, schedule
 from fixcore.simplify import FILLED, Constants, arguments_by_name
 from fixcore.structure import Seen
 
@@ -37,13 +38,13 @@ class Graph:
         self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
-        _rectify_after_pools(self.nodes)
-        self._steps = _schedule(self.nodes, {*kept, self.logits, *constants})
+        rectify_after_pools(self.nodes)
+        self._steps = schedule(self.nodes, {*kept, self.logits, *constants}, self.arguments)
         self.blanks = self._find_blanks()
-        self._logit_steps = _schedule(self.nodes, {self.logits, *constants})
+        self._logit_steps = schedule(self.nodes, {self.logits, *constants}, self.arguments)
         features = [] if self.head is None else [self.head.map]
         until = self.nodes.index(features[0]) + 1 if features and features[0] in self.nodes else 0
-        self._feature_steps = _schedule(self.nodes[:until], {*features, *constants})
+        self._feature_steps = schedule(self.nodes[:until], {*features, *constants}, self.arguments)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -78,7 +79,7 @@ class Graph:
         self.check(images)
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
         shapes = {node: value.shape for node, value in values.items()}
-        _run(self._steps, values, shapes)
+        run(self._steps, values, shapes)
         logits = values[self.logits]
         if logits.dim() not in (2, 3) or logits.shape[0] != images.shape[0]:
             raise InputError(
@@ -93,7 +94,7 @@ class Graph:
         """Return the logits (N, K) alone, keeping nothing; InputError as `record`."""
         self.check(images)
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
-        _run(self._logit_steps, values, {})
+        run(self._logit_steps, values, {})
         logits = values[self.logits]
         assert isinstance(logits, Tensor)
         return logits
@@ -108,7 +109,7 @@ class Graph:
         if self.head is None:
             raise CaptureError("the model does not end in a linear layer, so there are no features to train a probe on")
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
-        _run(self._feature_steps, values, {})
+        run(self._feature_steps, values, {})
         return self.head.pooled(values[self.head.map])
 
     def check(self, images: Tensor) -> None:
@@ -149,7 +150,7 @@ class Graph:
         seen = self.images.meta["seen"]
         nothing = torch.full((1, *self.input_shape), torch.nan, dtype=seen.dtype, device=seen.device)
         values: dict[fx.Node, Any] = {**self.constants, self.images: nothing}
-        _run(self._steps, values, {})
+        run(self._steps, values, {})
         blanks = {}
         for node in self.nodes:
             value = values.get(node)
@@ -181,74 +182,6 @@ class Recording:
         if head is None:
             raise CaptureError("the model does not end in a linear layer, so there are no features")
         return head.pooled(self.values[head.map])
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    node: fx.Node
-    operation: Callable[..., Any]
-    frees: tuple[fx.Node, ...]
-    """What nothing reads any more after this step."""
-
-
-def _schedule(nodes: tuple[fx.Node, ...], kept: set[fx.Node]) -> tuple[_Step, ...]:
-    wanted = set(nodes)
-    frees: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
-    seen: set[fx.Node] = set(kept)
-    for node in reversed(nodes):
-        for source in node.all_input_nodes:
-            if source not in seen:
-                seen.add(source)
-                frees[node].append(source)
-        if node not in seen and not (set(node.users) & wanted):
-            frees[node].append(node)
-    return tuple(_Step(node, _operation(node), tuple(frees[node])) for node in nodes)
-
-
-def _operation(node: fx.Node) -> Callable[..., Any]:
-    """Return what is run for a node: its operation, but at a pool and the ReLU that waits for it."""
-    assert callable(node.target)
-    if not node.meta["rectifies"]:
-        return node.target
-    return _pooled_and_rectified if node.target is aten.max_pool2d.default else _as_it_is
-
-
-def _as_it_is(value: Tensor) -> Tensor:
-    return value
-
-
-def _pooled_and_rectified(*arguments: Any, **named: Any) -> Tensor:
-    return torch.relu_(aten.max_pool2d.default(*arguments, **named))
-
-
-def _rectify_after_pools(nodes: tuple[fx.Node, ...]) -> None:
-    """Let a ReLU that only a maximum pool reads wait for the pool, which as a rule leaves a quarter of the elements.
-
-    The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
-    walks them or runs them with gradients sees the network as it was written; but the recorded value of such a ReLU is
-    its input, and meta "rectifies" tells the pool's rule that what is below 0 there counts as 0.
-    """
-    for node in nodes:
-        node.meta["rectifies"] = False
-    for pool in nodes:
-        if pool.target is not aten.max_pool2d.default:
-            continue
-        (relu,) = pool.all_input_nodes
-        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1:
-            pool.meta["rectifies"] = relu.meta["rectifies"] = True
-
-
-@torch.inference_mode()
-def _run(steps: tuple[_Step, ...], values: dict[fx.Node, Any], shapes: dict[fx.Node, torch.Size]) -> None:
-    fetch = values.__getitem__
-    for step in steps:
-        node = step.node
-        result = step.operation(*fx.node.map_arg(node.args, fetch), **fx.node.map_arg(node.kwargs, fetch))
-        values[node] = result
-        if isinstance(result, Tensor):
-            shapes[node] = result.shape
-        for dead in step.frees:
-            del values[dead]
 
 
 def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:

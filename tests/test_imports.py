@@ -57,6 +57,8 @@ def test_fixcore_knows_torch_only_but_for_its_compiled_loops_regions_and_cuts() 
         ("fixcore/compiled/class_maps.py", "numpy"),
         ("fixcore/compiled/join.py", "numpy"),
         ("fixcore/compiled/parts.py", "numpy"),
+        ("fixcore/compiled/pooling.py", "numba"),
+        ("fixcore/compiled/pooling.py", "numpy"),
         ("fixcore/compiled/threads.py", "numba"),
         ("fixcore/compiled/windows.py", "numba"),
         ("fixcore/compiled/windows.py", "numpy"),

@@ -27,7 +27,7 @@ def winning_inputs(
 ) -> Tensor:
     """As `winner.winning_inputs`, for float32 on a CPU."""
     found = torch.empty_like(index)
-    loops = (images.numpy(), kernels.numpy(), _geometry(window), len(kernels), groups, at_centre)
+    loops = (images.numpy(), kernels.numpy(), geometry(window), len(kernels), groups, at_centre)
     given = (*loops, index.numpy(), found.numpy())
     on_threads(_find_inputs, _find_inputs_on_threads, given, len(index), len(index) * kernels.shape[1:].numel())
     return found
@@ -36,13 +36,13 @@ def winning_inputs(
 def winning_cells(images: Tensor, index: Tensor, window: Window, lowest: float) -> Tensor:
     """As `winner.winning_cells`, for float32 on a CPU."""
     found = torch.empty_like(index)
-    given = (images.numpy(), _geometry(window), np.float32(lowest), index.numpy(), found.numpy())
+    given = (images.numpy(), geometry(window), np.float32(lowest), index.numpy(), found.numpy())
     on_threads(_find_cells, _find_cells_on_threads, given, len(index), len(index) * math.prod(window.kernel))
     return found
 
 
 @lru_cache(maxsize=1024)
-def _geometry(window: Window) -> Any:
+def geometry(window: Window) -> Any:
     """Return the window as the loops read it."""
     shape = (*window.out, *window.kernel, *window.stride, *window.padding, *window.dilation)
     return np.array((*shape, window.middle(0), window.middle(1)), dtype=np.int64)

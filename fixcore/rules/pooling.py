@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
-from fixcore.rules.window import Window, cells, pair
+from fixcore.rules.window import POOLING_SIZES, Window, cells, pair, pooling_window
 from fixcore.rules.winner import winning_cells
 
 aten = torch.ops.aten
@@ -42,15 +42,7 @@ def recorded_winner(visit: Visit, points: Points) -> Flow:
 
 
 def _sliding_window(visit: Visit, extent: torch.Size) -> Window:
-    kernel = pair(visit.plain("kernel_size"))
-    return Window(
-        extent=pair(extent),
-        out=pair(visit.shape[2:]),
-        kernel=kernel,
-        stride=pair(visit.plain("stride") or kernel),
-        padding=pair(visit.plain("padding")),
-        dilation=pair(visit.plain("dilation")),
-    )
+    return pooling_window([visit.plain(name) for name in POOLING_SIZES], extent, visit.shape[2:])
 
 
 @rule(aten.avg_pool2d.default, keeps=("self",))

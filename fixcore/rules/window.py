@@ -67,3 +67,20 @@ class Window:
         taps = range(self.kernel[axis])
         inside = (0 <= tap * self.dilation[axis] - self.padding[axis] < self.extent[axis] for tap in taps)
         return torch.tensor([tap for tap, sees in zip(taps, inside, strict=True) if sees])
+
+
+POOLING_SIZES = ("kernel_size", "stride", "padding", "dilation")
+"""Arguments of a maximum pool that say where its window lies."""
+
+
+def pooling_window(sizes: Sequence[Sequence[int]], extent: Sequence[int], out: Sequence[int]) -> Window:
+    """Return the window of a maximum pool; `sizes` are its POOLING_SIZES: without a stride, that is the kernel's."""
+    kernel, stride, padding, dilation = sizes
+    return Window(
+        extent=pair(extent),
+        out=pair(out),
+        kernel=pair(kernel),
+        stride=pair(stride or kernel),
+        padding=pair(padding),
+        dilation=pair(dilation),
+    )

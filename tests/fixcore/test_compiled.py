@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 
@@ -11,11 +12,14 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numba.core import caching
+from torch.nn import functional
 
 from fixcore.compiled import threads
 from fixcore.compiled.join import joined as compiled_joined
+from fixcore.compiled.pooling import max_pool
 from fixcore.points import Points, joined, merged
 from fixcore.rules.layout import _by_part, _ownership, by_part
+from fixcore.rules.window import pooling_window
 from fixcore.start import _places_above_mean, places_above_mean
 
 PLACES = st.integers(0, 9) | st.integers(0, 2**40 - 1)
@@ -115,6 +119,29 @@ def test_classes_begin_above_the_mean_of_their_maps(seed, images, targets, place
         assert torch.equal(torch.stack([row, place], 1), above.nonzero())
         assert channel.tolist() == product[row, place].argmax(1).tolist()
         torch.testing.assert_close(share.double(), shares[row, place], rtol=1e-5, atol=1e-7)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    dilation=st.integers(1, 2),
+    ceil_mode=st.booleans(),
+    channels=st.integers(1, 9),
+    lowest=st.sampled_from([-math.inf, 0.0]),
+)
+def test_a_maximum_pool_is_torchs_to_the_bit(seed, kernel, stride, dilation, ceil_mode, channels, lowest):
+    generator = torch.Generator().manual_seed(seed)
+    strange = torch.tensor([-2, -1, 0, 1, 2, 3, math.nan, math.inf, -math.inf])
+    chosen = torch.randint(len(strange), (2, channels, 8, 7), generator=generator)
+    images = strange[chosen].contiguous(memory_format=torch.channels_last)
+    sizes = [kernel, stride, [extent // 2 for extent in kernel], [dilation]]
+    expected = functional.max_pool2d(images, *sizes, ceil_mode=ceil_mode)
+    window = pooling_window(sizes, images.shape[2:], expected.shape[2:])
+    found = max_pool(images, window, lowest)
+    torch.testing.assert_close(found, expected.clamp(min=lowest), rtol=0, atol=0, equal_nan=True)
+    assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_where_nothing_can_be_kept_loops_are_compiled_anew(monkeypatch):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 
 from fixcore.compiled import threads as running
+from fixcore.compiled.pooling import max_pool
 from fixcore.rules import winner
 from fixcore.rules.window import Window
 
@@ -84,11 +87,15 @@ def test_threads_change_nothing(threads, openmp, monkeypatch):
     convolutions = convolution(0, 50, 2, 8, (3, 3), True, False)
     images, _, index, window, *_ = convolutions
     cells = images, index % (2 * 16 * 36), window
+    by_channel = images.permute(0, 3, 1, 2)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         assert torch.equal(winners(convolutions), winner._looped_inputs(*convolutions))
         assert torch.equal(winner.winning_cells(*cells), winner._looped_cells(*cells, -math.inf))
+        expected = functional.max_pool2d(by_channel, (3, 3), (2, 1), (1, 1), (1, 2))
+        found = max_pool(by_channel, replace(window, padding=(1, 1), out=tuple(expected.shape[2:])), -math.inf)
+        assert torch.equal(found, expected)
     finally:
         torch.set_num_threads(before)
 
