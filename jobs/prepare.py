@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from jobs.engine import Engine, Tell
 from jobs.progress import Reporter
 from jobs.shards import UNREADABLE, SaveFeatures, SavePixels
 from pipeline.config import RunConfig
+from pipeline.duplicates import same_pictures
 from pipeline.errors import DatasetError, RunFolderError
 from pipeline.evidence import FeatureStep
 from pipeline.files import replacing
@@ -84,13 +86,13 @@ class Preparation:
             fit_heads(
                 features,
                 self._labels,
-                self._assign_folds(save.groups),
+                self._assign_folds(*self._seen(save)),
                 class_count=len(self.manifest.class_names),
                 seed=self.config.seed,
                 device=plan.device,
             ).save(heads)
             (self.work / "features.npy").unlink()
-            shutil.rmtree(self.work / "features")
+            shutil.rmtree(save.folder)
         return Prepared(dataclasses.replace(plan, heads=str(heads)), self._saved_folds())
 
     def train(self, plan: JudgePlan) -> Prepared:
@@ -114,10 +116,10 @@ class Preparation:
             save = SavePixels(self.work, dict(enumerate(first)))
             self._make_room(save.pixels, spec)
             self._pass("reading images", functools.partial(decode_shard, spec=spec), _NoStep, save)
-            groups = self._groups(save.groups)
+            groups, thumbnails = self._seen(save)
             with replacing(self.work / "training.npz") as partial, partial.open("wb") as file:
                 usable = np.array([not group.startswith(UNREADABLE) for group in groups])
-                np.savez(file, labels=self._labels, folds=self._assign_folds(save.groups), usable=usable)
+                np.savez(file, labels=self._labels, folds=self._assign_folds(groups, thumbnails), usable=usable)
             self._train_folds(functools.partial(_train_one, str(self.work), train), todo)
             save.pixels.unlink()
         plan = dataclasses.replace(plan, input=spec, train=train, fold_weights=tuple(str(path) for path in paths))
@@ -157,8 +159,10 @@ class Preparation:
             for images in results:
                 advance(images)
 
-    def _groups(self, of_shard: Callable[[int], list[str]]) -> list[str]:
-        return [group for shard in self.manifest.shards() for group in of_shard(shard.index)]
+    def _seen(self, save: SaveFeatures | SavePixels) -> tuple[list[str], NDArray[np.uint8]]:
+        """Return every image's group and thumbnail, in the manifest's order."""
+        groups, thumbnails = zip(*(save.seen(shard.index) for shard in self.manifest.shards()), strict=True)
+        return list(chain.from_iterable(groups)), np.concatenate(thumbnails)
 
     def _joined_features(self, save: SaveFeatures) -> NDArray[np.float32]:
         """Put the shards' features into one memory map, so that they are never whole in memory."""
@@ -172,8 +176,9 @@ class Preparation:
         joined.flush()
         return joined
 
-    def _assign_folds(self, of_shard: Callable[[int], list[str]]) -> NDArray[np.int16]:
-        folds = assign_folds(self._labels, self._groups(of_shard), self.config.folds, self.config.seed)
+    def _assign_folds(self, groups: list[str], thumbnails: NDArray[np.uint8]) -> NDArray[np.int16]:
+        groups = same_pictures(groups, thumbnails)
+        folds = assign_folds(self._labels, groups, self.config.folds, self.config.seed)
         with replacing(self.work / "folds.npy") as partial, partial.open("wb") as file:
             np.save(file, folds)
         return folds

@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.duplicates import levels
 from pipeline.files import replacing, write_json, write_parquet
 from pipeline.images import DecodedShard
 from pipeline.manifest import Shard
@@ -46,39 +47,55 @@ def is_committed(folder: RunFolder, shard: Shard, fingerprint: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveFeatures:
-    """Keeps a shard's features, for the heads that will be fitted to them."""
+class _SaveShards:
+    """Keeps what a pass found in each shard; written last, and telling that it is there: which images these were."""
 
     work: Path
 
     def path(self, index: int) -> Path:
-        """Return the file of one shard."""
-        return self.work / "features" / f"part-{index:05d}.npz"
+        """Return the file that says that a shard is there."""
+        return self.work / "seen" / f"part-{index:05d}.npz"
 
-    def __call__(self, shard: DecodedShard, features: NDArray[np.float32]) -> int:
-        """Return the number of images."""
+    def seen(self, index: int) -> tuple[list[str], NDArray[np.uint8]]:
+        """Return the groups of one shard's images (see `groups_of`), and their thumbnails, uint8 (n, 64)."""
+        with np.load(self.path(index)) as part:
+            return part["groups"].tolist(), part["thumbnails"]
+
+    def _told(self, shard: DecodedShard) -> int:
         with replacing(self.path(shard.index)) as partial, partial.open("wb") as file:
-            np.savez(file, features=features, groups=np.array(groups_of(shard)))
+            thumbnails = levels(shard.rows["thumbnail"])
+            np.savez(file, groups=np.array(groups_of(shard), np.str_), thumbnails=thumbnails)
         return len(shard.pixels)
-
-    def groups(self, index: int) -> list[str]:
-        """Return the groups of one shard's images."""
-        with np.load(self.path(index)) as part:
-            names: list[str] = part["groups"].tolist()
-        return names
-
-    def features(self, index: int) -> NDArray[np.float32]:
-        """Return the features of one shard's images."""
-        with np.load(self.path(index)) as part:
-            values: NDArray[np.float32] = part["features"]
-        return values
 
 
 @dataclass(frozen=True, slots=True)
-class SavePixels:
-    """Puts a shard's pixels into the training set's memory map, then says so beside it."""
+class SaveFeatures(_SaveShards):
+    """Keeps a shard's features, for the heads that will be fitted to them."""
 
-    work: Path
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return self.work / "features"
+
+    def __call__(self, shard: DecodedShard, features: NDArray[np.float32]) -> int:
+        """Return the number of images."""
+        with replacing(self._file(shard.index)) as partial, partial.open("wb") as file:
+            np.save(file, features)
+        return self._told(shard)
+
+    def features(self, index: int) -> NDArray[np.float32]:
+        """Return the features of one shard's images."""
+        values: NDArray[np.float32] = np.load(self._file(index))
+        return values
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"part-{index:05d}.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class SavePixels(_SaveShards):
+    """Puts a shard's pixels into the training set's memory map."""
+
     first: dict[int, int]
     """Row at which each shard begins."""
 
@@ -87,23 +104,13 @@ class SavePixels:
         """The memory map, uint8 (N, S, S, 3)."""
         return self.work / "pixels.npy"
 
-    def path(self, index: int) -> Path:
-        """Return the file that says that a shard's pixels are there."""
-        return self.work / "pixels" / f"part-{index:05d}.json"
-
     def __call__(self, shard: DecodedShard, nothing: None) -> int:
         """Return the number of images."""
         pixels = np.load(self.pixels, mmap_mode="r+")
         start = self.first[shard.index]
         pixels[start : start + len(shard.pixels)] = shard.pixels
         pixels.flush()
-        write_json(groups_of(shard), self.path(shard.index))
-        return len(shard.pixels)
-
-    def groups(self, index: int) -> list[str]:
-        """Return the groups of one shard's images."""
-        names: list[str] = json.loads(self.path(index).read_text(encoding="utf-8"))
-        return names
+        return self._told(shard)
 
 
 UNREADABLE = "unreadable:"

@@ -38,6 +38,10 @@ _LOWEST = 4
 _FLAT = 2.0
 """Deviation of a thumbnail's grey levels below which there is no picture in it to compare; noise would decide."""
 
+_MOST_COPIES = 50
+"""Different files in a group up to which near thumbnails are copies of one picture. More are one scene, taken again and
+again by a camera that stands still; then only the same bytes are copies."""
+
 _CHUNK_ROWS = 1 << 16
 
 _NEIGHBOURS = 8
@@ -65,7 +69,7 @@ def conflicting_copies(parts: Sequence[Path], manifest: Path | None = None) -> l
     for batch in scan(parts, ["status", "sha256", "thumbnail"]):
         readable = batch.filter(_readable(batch))
         digests.append(_digests(readable.column("sha256")))
-        thumbnails.append(_levels(readable.column("thumbnail")))
+        thumbnails.append(levels(readable.column("thumbnail")))
     group = _groups(np.concatenate(digests), np.concatenate(thumbnails))
     repeated = np.flatnonzero(np.bincount(group) > 1) if len(group) else np.zeros(0, np.int64)
     if not len(repeated):
@@ -99,8 +103,24 @@ def is_leak(twins: Sequence[Twin]) -> bool:
     return len({twin.split for twin in twins if twin.split}) > 1
 
 
+def same_pictures(names: Sequence[str], thumbnails: NDArray[np.uint8]) -> list[str]:
+    """Return for each image one name for all images of its picture: the first, sorted, of theirs.
+
+    `names` (N,) are the same for the same bytes; thumbnails uint8 (N, 64).
+    """
+    distinct = sorted(set(names))
+    number = pc.index_in(pa.array(names, pa.string()), value_set=pa.array(distinct, pa.string())).to_numpy()
+    group = _groups(number[:, None], thumbnails)
+    first = np.full(len(group), len(distinct))
+    np.minimum.at(first, group, number)
+    return [distinct[at] for at in first[group]]
+
+
 def _groups(digests: NDArray[np.int64], thumbnails: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Return the number of each image's group, (N,): the same bytes, or the same picture, or by way of a third."""
+    """Return the number of each image's group, (N,): the same bytes, or the same picture, or by way of a third.
+
+    `digests` (N, any) are the same for the same bytes.
+    """
     order = np.lexsort(digests.T)  # stable: of equal ones the first comes first
     begins = np.ones(len(order), bool)
     begins[1:] = (digests[order[1:]] != digests[order[:-1]]).any(axis=1)
@@ -108,9 +128,15 @@ def _groups(digests: NDArray[np.int64], thumbnails: NDArray[np.uint8]) -> NDArra
     same = np.empty(len(order), np.int64)
     same[order] = np.cumsum(begins) - 1
     pairs = near_pairs(thumbnails[first])
-    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(len(first), len(first)))
+    group = _linked(pairs, len(first))
+    crowded = np.bincount(group)[group] > _MOST_COPIES
+    return _linked(pairs[~crowded[pairs[:, 0]]], len(first))[same]
+
+
+def _linked(pairs: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    links = coo_array((np.ones(len(pairs), bool), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     _, group = connected_components(links, directed=False)
-    numbers: NDArray[np.int64] = group.astype(np.int64)[same]
+    numbers: NDArray[np.int64] = group.astype(np.int64)
     return numbers
 
 
@@ -156,7 +182,7 @@ def _digests(column: Any) -> NDArray[np.int64]:
     return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), np.int64).reshape(-1, 4)
 
 
-def _levels(column: Any) -> NDArray[np.uint8]:
+def levels(column: Any) -> NDArray[np.uint8]:
     """Return a column of thumbnails as uint8 (n, 64); zeros, which are never compared, where there is none."""
     filled = column.fill_null(bytes(THUMBNAIL**2))
     flat = np.frombuffer(b"".join(filled.to_pylist()), np.uint8)

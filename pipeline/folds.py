@@ -23,13 +23,14 @@ def assign_folds(
 ) -> npt.NDArray[np.int16]:
     """Deal the images to `folds` folds of nearly equal size, each with nearly the same mix of labels.
 
-    Images of one group (the same bytes) share a fold, whatever their labels: a copy in another fold would show the
+    Images of one group (the same picture) share a fold, whatever their labels: a copy in another fold would show the
     judge the label it is to judge. The result depends on the images' groups and labels, `folds` and `seed` alone, not
     on the order of the rows. Where all groups are single images, the folds of one label differ by at most one image.
 
     Args:
         labels: (N,) class index; -1 is an unknown label, which is dealt too (such an image is judged, never learned).
-        groups: (N,) the sha256 of each image's bytes; for an image that could not be read, its id.
+        groups: (N,) a name for each image's picture, the sha256 of a file that holds it; for an image that could not
+            be read, its id.
         folds: how many, F >= 2.
         seed: another seed deals anew.
 

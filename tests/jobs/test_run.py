@@ -122,6 +122,23 @@ def test_a_leak_would_show(noise: Path, tmp_path: Path) -> None:
     assert ((features @ solution > 0)[:, 0].numpy() == (evidence.label == 1)).mean() > 0.95
 
 
+@pytest.mark.parametrize(
+    "settings", [{"predict": "probe", "model": "tests.users_networks:scrambled"}, {"predict": "train", "epochs": 2}]
+)
+def test_pictures_saved_anew_share_a_fold(noise: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    """Other bytes, the same picture: in another fold, it would show the judge the label it is to judge."""
+    for path in noise.rglob("*.png"):
+        own = tmp_path / "data" / path.relative_to(noise)
+        own.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.open(path)
+        picture.save(own)
+        picture.point(lambda level: level * 0.9).save(own.with_stem(f"{own.stem}-darker"))
+    evidence = evidence_of(audited(tmp_path / "data", tmp_path, folds=3, **settings).folder)
+    original = evidence.index.str.replace("-darker", "")
+    assert evidence.groupby(original).fold.agg(["nunique", "size"]).eq([1, 2]).all(axis=None)
+    assert set(evidence.fold.value_counts()) == {80}
+
+
 @pytest.mark.parametrize("model", [None, "tests.users_networks:bright"])
 def test_probabilities_brought_decide(dataset: Path, tmp_path: Path, model: str | None) -> None:
     rows = []

@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from pipeline import schema
 from pipeline.audit import write_audit
-from pipeline.duplicates import SAME_PICTURE, conflicting_copies, near_pairs
+from pipeline.duplicates import SAME_PICTURE, conflicting_copies, near_pairs, same_pictures
 from pipeline.images import thumbnail
 from pipeline.issues import write_issues
 from tests.pipeline.evidence_rows import NAMES, broken, clear, image, write_run
@@ -156,3 +156,28 @@ def test_a_chain_is_one_group(tmp_path):
     run = write_run(tmp_path, rows)
     ((*group,),) = conflicting_copies(run.evidence_parts())
     assert [twin.image_id for twin in group] == ["a.png", "b.png", "c.png"]
+
+
+def levels_of(*pictures):
+    return np.stack([np.frombuffer(thumbnail(one), np.uint8) for one in pictures])
+
+
+def test_images_of_one_picture_get_one_name():
+    """b is a's bytes, c is a compressed, d another picture, e is unreadable and f is another such."""
+    one, other, none = picture(1), picture(2), Image.new("RGB", (9, 9))
+    thumbnails = levels_of(one, one, compressed(one, 60), other, none, none)
+    assert same_pictures(["n", "n", "a", "z", "unreadable:é", "b"], thumbnails) == [
+        "a", "a", "a", "z", "unreadable:é", "b"
+    ]  # fmt: skip
+    assert same_pictures([], np.zeros((0, 64), np.uint8)) == []
+
+
+@pytest.mark.parametrize(("count", "are_copies"), [(50, True), (51, False)])
+def test_what_a_camera_that_stands_still_took_is_no_copy(count, are_copies):
+    rng = np.random.default_rng(0)
+    scene = np.frombuffer(thumb(1), np.uint8).astype(int)
+    frames = (scene + rng.integers(-1, 2, (count, 64))).clip(0, 255).astype(np.uint8)
+    thumbnails = np.concatenate([frames, frames[:1], levels_of(picture(2), compressed(picture(2), 60))])
+    names = [*(f"{at:02}" for at in range(count)), "00", "x", "y"]
+    scenes = ["00"] * count if are_copies else names[:count]
+    assert same_pictures(names, thumbnails) == [*scenes, "00", "x", "x"]
