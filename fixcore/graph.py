@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
 from fixcore.rules import rule
-from fixcore.schedule import rectify_after_pools, run, schedule
+from fixcore.schedule import operations_of, run, schedule
 from fixcore.simplify import FILLED, Constants, arguments_by_name
 from fixcore.structure import Seen
 
@@ -38,13 +38,13 @@ class Graph:
         self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
-        rectify_after_pools(self.nodes)
-        self._steps = schedule(self.nodes, {*kept, self.logits, *constants}, self.arguments)
+        operations = operations_of(self.nodes, self.arguments)
+        self._steps = schedule(self.nodes, {*kept, self.logits, *constants}, operations)
         self.blanks = self._find_blanks()
-        self._logit_steps = schedule(self.nodes, {self.logits, *constants}, self.arguments)
+        self._logit_steps = schedule(self.nodes, {self.logits, *constants}, operations)
         features = [] if self.head is None else [self.head.map]
         until = self.nodes.index(features[0]) + 1 if features and features[0] in self.nodes else 0
-        self._feature_steps = schedule(self.nodes[:until], {*features, *constants}, self.arguments)
+        self._feature_steps = schedule(self.nodes[:until], {*features, *constants}, operations)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -20,24 +20,23 @@ from fixcore.rules.window import POOLING_SIZES, pooling_window
 
 aten = torch.ops.aten
 
+Operation = Callable[..., Any]
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
     """One node's turn."""
 
     node: fx.Node
-    operation: Callable[..., Any]
+    operation: Operation
     frees: tuple[fx.Node, ...]
     """What nothing reads any more after this step."""
 
 
 def schedule(
-    nodes: tuple[fx.Node, ...], kept: set[fx.Node], arguments: Mapping[fx.Node, Mapping[str, Any]]
+    nodes: tuple[fx.Node, ...], kept: set[fx.Node], operations: Mapping[fx.Node, Operation]
 ) -> tuple[Step, ...]:
-    """Return the steps that run `nodes` and keep the values of `kept`; `rectify_after_pools` goes before it.
-
-    `arguments` are those of each node, by name.
-    """
+    """Return the steps that run `nodes` and keep the values of `kept`."""
     wanted = set(nodes)
     frees: dict[fx.Node, list[fx.Node]] = {node: [] for node in nodes}
     seen: set[fx.Node] = set(kept)
@@ -48,24 +47,7 @@ def schedule(
                 frees[node].append(source)
         if node not in seen and not (set(node.users) & wanted):
             frees[node].append(node)
-    return tuple(Step(node, _operation(node, arguments[node]), tuple(frees[node])) for node in nodes)
-
-
-def rectify_after_pools(nodes: tuple[fx.Node, ...]) -> None:
-    """Let a ReLU that only a maximum pool reads wait for the pool, which as a rule leaves a quarter of the elements.
-
-    The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
-    walks them or runs them with gradients sees the network as it was written; but the recorded value of such a ReLU is
-    its input, and meta "rectifies" tells the pool's rule that what is below 0 there counts as 0.
-    """
-    for node in nodes:
-        node.meta["rectifies"] = False
-    for pool in nodes:
-        if pool.target is not aten.max_pool2d.default:
-            continue
-        (relu,) = pool.all_input_nodes
-        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1:
-            pool.meta["rectifies"] = relu.meta["rectifies"] = True
+    return tuple(Step(node, operations[node], tuple(frees[node])) for node in nodes)
 
 
 @torch.inference_mode()
@@ -82,8 +64,32 @@ def run(steps: tuple[Step, ...], values: dict[fx.Node, Any], shapes: dict[fx.Nod
             del values[dead]
 
 
-def _operation(node: fx.Node, named: Mapping[str, Any]) -> Callable[..., Any]:
-    """Return what is run for a node: its operation, but at a maximum pool and the ReLU that waits for it."""
+def operations_of(
+    nodes: tuple[fx.Node, ...], arguments: Mapping[fx.Node, Mapping[str, Any]]
+) -> dict[fx.Node, Operation]:
+    """Return what is run for each node; `arguments` are those of each, by name. Sets meta "rectifies"."""
+    _rectify_after_pools(nodes)
+    return {node: _operation(node, arguments[node]) for node in nodes}
+
+
+def _rectify_after_pools(nodes: tuple[fx.Node, ...]) -> None:
+    """Let a ReLU that only a maximum pool reads wait for the pool, which as a rule leaves a quarter of the elements.
+
+    The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
+    walks them or runs them with gradients sees the network as it was written; but the recorded value of such a ReLU is
+    its input, and meta "rectifies" tells the pool's rule that what is below 0 there counts as 0.
+    """
+    for node in nodes:
+        node.meta["rectifies"] = False
+    for pool in nodes:
+        if pool.target is not aten.max_pool2d.default:
+            continue
+        (relu,) = pool.all_input_nodes
+        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1:
+            pool.meta["rectifies"] = relu.meta["rectifies"] = True
+
+
+def _operation(node: fx.Node, named: Mapping[str, Any]) -> Operation:
     assert callable(node.target)
     if node.target is aten.max_pool2d.default:
         return _maximum_pool(node, named)
@@ -94,7 +100,7 @@ def _as_it_is(value: Tensor) -> Tensor:
     return value
 
 
-def _maximum_pool(node: fx.Node, named: Mapping[str, Any]) -> Callable[..., Tensor]:
+def _maximum_pool(node: fx.Node, named: Mapping[str, Any]) -> Operation:
     before, after = (one.meta["seen"].shape[2:] for one in (node.all_input_nodes[0], node))
     sizes = [named[name] for name in POOLING_SIZES]
     known = len(before) == 2 and all(isinstance(number, int) for number in chain(before, after, *sizes))
