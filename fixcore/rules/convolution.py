@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fixcore.points import Points, unravel
 from fixcore.rules.linear import shared_among_inputs
@@ -22,16 +23,16 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     lies on padding: a centre there moves to the nearest pixel. With groups only the neuron's group competes. A
     convolution that sees its whole input at once is a linear layer and follows that rule. Mass: kept whole.
     """
-    image, weight = visit.tensor("input"), visit.tensor("weight")
-    window = visit.once(_sliding_window, image.shape[2:])
+    image = visit.tensor("input")
+    window, kernels, groups = visit.once(_sliding_kernels, image.shape[2:])
     if window.sees_everything():
         return _as_linear_layer(visit, points, window)
     index = winning_inputs(
         image.permute(0, 2, 3, 1),  # for channels_last a view whose rows are contiguous
-        weight.permute(0, 2, 3, 1),
+        kernels,
         points.index,
         window,
-        visit.plain("groups"),
+        groups,
         at_centre=visit.options.location == "same",
     )
     return [(visit.source("input"), points.moved(index))]
@@ -48,9 +49,11 @@ def _as_linear_layer(visit: Visit, points: Points, window: Window) -> Flow:
     return [(visit.source("input"), shared_among_inputs(by_group, seen, n * groups + group, out_channel, points))]
 
 
-def _sliding_window(visit: Visit, extent: torch.Size) -> Window:
-    kernel, dilation = pair(visit.tensor("weight").shape[2:]), pair(visit.plain("dilation"))
-    return Window(
+def _sliding_kernels(visit: Visit, extent: torch.Size) -> tuple[Window, Tensor, int]:
+    """Return the window, the kernels that slide, (O, kh, kw, C), and the number of groups."""
+    weight = visit.tensor("weight")
+    kernel, dilation = pair(weight.shape[2:]), pair(visit.plain("dilation"))
+    window = Window(
         extent=pair(extent),
         out=pair(visit.shape[2:]),
         kernel=kernel,
@@ -58,6 +61,7 @@ def _sliding_window(visit: Visit, extent: torch.Size) -> Window:
         padding=_padding(visit, kernel, dilation),
         dilation=dilation,
     )
+    return window, weight.permute(0, 2, 3, 1), visit.plain("groups")
 
 
 def _padding(visit: Visit, kernel: Pair, dilation: Pair) -> Pair:

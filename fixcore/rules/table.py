@@ -130,12 +130,13 @@ class RuleTable(Mapping[Callable[..., Any], Entry]):
     def entry(self, node: fx.Node) -> Entry:
         """Return the entry for a node; MissingRule names operation, node, shape and the line of the user's model."""
         assert callable(node.target)
-        if node.target not in self._entries:
+        entry = self._entries.get(node.target)
+        if entry is None:
             raise MissingRule(
                 f"no backtracking rule for {node.target} at node '{node.name}'{_described(node)}; "
                 "add one with @rule in fixcore/rules"
             )
-        return self._entries[node.target]
+        return entry
 
 
 rule = RuleTable()

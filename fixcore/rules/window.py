@@ -26,7 +26,7 @@ def cells(first: Tensor, kernel: int, dilation: int, extent: int) -> tuple[Tenso
     return at.clamp(0, extent - 1), (at >= 0) & (at < extent)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # told apart by which it is: what is derived from it is looked up often
 class Window:
     """Geometry of a window that slides over a map, (vertical, horizontal)."""
 
