@@ -35,7 +35,7 @@ class Graph:
         self.nodes: tuple[fx.Node, ...] = tuple(node for node in graph.nodes if node.op == "call_function")
         self.head: Head | None = find_head(self.logits, constants)
         self.arguments = {node: arguments_by_name(node) for node in self.nodes}
-        self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}
+        self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}  # by rules; see Visit.once
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
         operations = operations_of(self.nodes, self.arguments)

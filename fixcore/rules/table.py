@@ -70,7 +70,7 @@ class Visit:
         return value
 
     def once(self, make: Callable[[Visit, torch.Size], _Made], places: torch.Size) -> _Made:
-        """Return `make(self, places)`, made at the first visit: what depends on the extents of a map alone.
+        """Return `make(self, places)`, made at the first visit: what no recording changes, such as windows and weights.
 
         `places` is the input's extent, (H, W).
         """
