@@ -157,3 +157,26 @@ def test_a_program_that_was_decomposed_by_others_is_captured():
             extra.meta = dict(node.meta)
             extra.meta["val"] = node.meta["val"][1]
     torch.testing.assert_close(fixcore.capture(program, IMAGES).record(IMAGES).logits, network(IMAGES).detach())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("convolves", [True, False])
+def test_pools_give_what_the_network_gives(convolves, dtype, memory_format):
+    """A ReLU waits for its pool, and a pool is a compiled loop, in float32 and channels last: not a bit may differ."""
+    generator = torch.Generator().manual_seed(0)
+    first = nn.Conv2d(3, 3, 3, padding=1) if convolves else nn.Identity()
+    pools = [nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True), nn.MaxPool2d(2, 1, padding=1)]
+    network = nn.Sequential(first, *pools, nn.Flatten(), nn.Linear(3 * 7 * 6, 5)).eval().to(dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():  # whole numbers add up to the same in any order
+            parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator))
+        if convolves:
+            first.bias.fill_(-12)  # windows without anything above 0 are common
+    images = torch.randint(-2, 3, (2, 3, 12, 11), generator=generator).to(dtype)
+    images = images.contiguous(memory_format=memory_format)
+    graph = fixcore.capture(network, images)
+    with torch.inference_mode():
+        expected = network(images)
+    assert torch.equal(graph.record(images).logits, expected)
+    assert torch.equal(graph.classify(images), expected)
