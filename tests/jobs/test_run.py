@@ -127,7 +127,7 @@ def test_a_leak_would_show(noise: Path, tmp_path: Path) -> None:
 )
 def test_pictures_saved_anew_share_a_fold(noise: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
     """Other bytes, the same picture: in another fold, it would show the judge the label it is to judge."""
-    for path in noise.rglob("*.png"):
+    for path in noise.rglob("1*.png"):
         own = tmp_path / "data" / path.relative_to(noise)
         own.parent.mkdir(parents=True, exist_ok=True)
         picture = Image.open(path)
@@ -136,7 +136,7 @@ def test_pictures_saved_anew_share_a_fold(noise: Path, tmp_path: Path, settings:
     evidence = evidence_of(audited(tmp_path / "data", tmp_path, folds=3, **settings).folder)
     original = evidence.index.str.replace("-darker", "")
     assert evidence.groupby(original).fold.agg(["nunique", "size"]).eq([1, 2]).all(axis=None)
-    assert set(evidence.fold.value_counts()) == {80}
+    assert evidence.fold.value_counts().sort_index().tolist() == [16, 14, 14]
 
 
 @pytest.mark.parametrize("model", [None, "tests.users_networks:bright"])
