@@ -37,7 +37,8 @@ alone = _compiler()
 reordered = _compiler(fastmath={"reassoc", "contract"})
 """As `alone`, and may add in any order, as torch's matrix products do."""
 on_all = _compiler(parallel=True)
-"""Compiles a loop whose `numba.prange` runs on several."""
+"""Compiles a loop whose `numba.prange` runs on several. Every search has its own: one that took the search as an
+argument would be compiled anew by each process, and hand out work in four times the time."""
 
 
 def is_compiled_for(*values: Tensor) -> bool:
