@@ -9,6 +9,7 @@ How it goes: `backtrack` visits the graph's operations in reverse and asks the r
 its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018.
 """
 
+from fixcore.activity import activity_maps
 from fixcore.backtrack import backtrack
 from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.capture import capture, capture_all
@@ -29,6 +30,7 @@ __all__ = [
     "Recording",
     "Start",
     "TargetError",
+    "activity_maps",
     "backtrack",
     "box_iou",
     "capture",

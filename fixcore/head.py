@@ -13,6 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, fx
 
+from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.simplify import arguments_by_name
 
 aten = torch.ops.aten
@@ -29,7 +30,6 @@ _SAME_ELEMENTS = (
     aten.clone.default,
     aten.alias.default,
 )
-_CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +92,7 @@ def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | No
         if source.target in (aten.relu.default, aten.relu_.default):
             source = source.all_input_nodes[0]
         weight = _weight(source, constants)
-        if weight is not None and source.target in _CONVOLUTIONS and _is_pointwise(source):
+        if weight is not None and source.target in CONVOLUTIONS and _is_pointwise(source):
             return _fitting(arguments_by_name(source)["input"], places, weight)
     return None
 
@@ -113,7 +113,7 @@ def _skip(node: fx.Node) -> fx.Node:
 
 def _weight(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Tensor | None:
     """The (K, D) weight of a linear layer, or of a convolution with a 1x1 kernel; None for anything else."""
-    if node.target is not aten.linear.default and node.target not in _CONVOLUTIONS:
+    if node.target is not aten.linear.default and node.target not in CONVOLUTIONS:
         return None
     weight = constants.get(arguments_by_name(node)["weight"])
     if weight is None or weight.dim() == 2:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fixcore import baselines
+from fixcore.activity import activity_maps
 from fixcore.backtrack import backtrack
 from fixcore.boxes import evidence_boxes, moment_boxes
 from fixcore.errors import TargetError
@@ -48,7 +49,7 @@ class Explained:
 
 def fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
     """Return the fixations' saliency maps, float32 (N, H, W), at most 1."""
-    return saliency_maps(backtrack(graph.record(images), target))
+    return _with_boxes(graph, images, target).maps
 
 
 def published_fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
@@ -89,7 +90,12 @@ def find_methods(names: Sequence[str]) -> tuple[Method, ...]:
 def explain(method: Method, graph: Graph, images: Tensor, target: Tensor) -> Explained:
     """Return a method's maps and its default boxes; for the fixations the evidence boxes, for others `moment_boxes`."""
     if method.explain is fixation_maps:
-        fixations = backtrack(graph.record(images), target)
-        return Explained(saliency_maps(fixations), evidence_boxes(fixations))
+        return _with_boxes(graph, images, target)
     maps = method.explain(graph, images, target)
     return Explained(torch.nan_to_num(maps), moment_boxes(maps))
+
+
+def _with_boxes(graph: Graph, images: Tensor, target: Tensor) -> Explained:
+    recording = graph.record(images)
+    fixations = backtrack(recording, target)
+    return Explained(saliency_maps(fixations, activity=activity_maps(recording)), evidence_boxes(fixations))

@@ -6,6 +6,7 @@ N images (or targets), P points, H x W input pixels.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -21,27 +22,41 @@ THRESHOLD = 0.4
 against the 200 object masks of ECSSD at hand for a fire-module network; an inverted-residual one would have more."""
 
 
-def saliency_maps(fixations: Fixations, *, sigma: float | None = None) -> Tensor:
+def saliency_maps(fixations: Fixations, *, sigma: float | None = None, activity: Tensor | None = None) -> Tensor:
     """Return how much evidence lies around each pixel, float32 (N, H, W), scaled so that each map's maximum is 1.
 
-    The density of the points' mass under a Gaussian of `sigma` input pixels (> 0), not cut off at any distance.
+    The density of the points under a Gaussian of `sigma` input pixels (> 0), not cut off at any distance; a point
+    counts the root of its mass: masses span orders of magnitude, and their density shows little but the largest.
     Default: `SIGMA` of the image's diagonal; a walk that began at a class map is blurred by one of its cells besides
     (the variances add), since its points stand for cells. What would fall outside the image is lost, not folded back.
     All points count; drop strays first (`drop_outliers`) if they must not. A target without points has a map of zeros.
 
-    Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image. The cell is
-    ours: with it the peak lies on the object more often (0.950 against 0.907 where a cell is 32 pixels wide).
+    With `activity`, float (N, H, W), >= 0, one per target (`activity_maps`), the density is multiplied by it: of the
+    pixels around a point those count more to which the network responds. The map then follows the object.
 
-    Raises InputError for a `sigma` that is not positive.
+    Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image. The root, the
+    cell and the activity are ours: `python -m benchmarks.saliency_rules` counts what each is worth.
+
+    Raises InputError for a `sigma` that is not positive, and activity of another shape.
     """
     if sigma is None:
         sigma = math.hypot(SIGMA * math.hypot(fixations.height, fixations.width), 2 * fixations.margin)
-    spread = _density(fixations, sigma)
+    spread = _density(replace(fixations, mass=fixations.mass.clamp(min=0).sqrt()), sigma)
+    if activity is not None:
+        if activity.shape != spread.shape:
+            raise InputError(f"activity is {tuple(activity.shape)}; for these fixations it is {tuple(spread.shape)}")
+        spread = spread * activity
     peak = spread.amax((1, 2), keepdim=True)
     return spread / torch.where(peak > 0, peak, 1.0)
 
 
-def saliency_masks(fixations: Fixations, *, threshold: float = THRESHOLD, sigma: float | None = None) -> Tensor:
+def saliency_masks(
+    fixations: Fixations,
+    *,
+    threshold: float = THRESHOLD,
+    sigma: float | None = None,
+    activity: Tensor | None = None,
+) -> Tensor:
     """Return the pixels around which the evidence lies, bool (N, H, W).
 
     True where the saliency map is at least `threshold` (in (0, 1]: a share of its maximum). A target without points
@@ -49,11 +64,11 @@ def saliency_masks(fixations: Fixations, *, threshold: float = THRESHOLD, sigma:
 
     Source: CNN Fixations, IV-C; Gandikota and Mishra, 4.
 
-    Raises InputError for a `threshold` outside (0, 1] and a `sigma` that is not positive.
+    Raises InputError for a `threshold` outside (0, 1], and as `saliency_maps`.
     """
     if not 0 < threshold <= 1:
         raise InputError(f"threshold must lie in (0, 1], not {threshold}")
-    return saliency_maps(fixations, sigma=sigma) >= threshold
+    return saliency_maps(fixations, sigma=sigma, activity=activity) >= threshold
 
 
 def evidence_overlap(a: Fixations, b: Fixations, *, sigma: float | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.structure import Seen
 
 aten = torch.ops.aten
@@ -22,7 +23,7 @@ IN_PLACE: dict[Any, Any] = {
     aten.hardswish.default: aten.hardswish_.default,
     aten.silu.default: aten.silu_.default,
 }
-_FRESH = (aten.conv2d.default, aten.conv2d.padding, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
+_FRESH = (*CONVOLUTIONS, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
 """Operations whose output shares memory with nothing else."""
 
 
@@ -143,7 +144,7 @@ def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
             continue
         norm = arguments_by_name(node)
         convolution = norm["input"]
-        if convolution.target not in (aten.conv2d.default, aten.conv2d.padding) or len(convolution.users) > 1:
+        if convolution.target not in CONVOLUTIONS or len(convolution.users) > 1:
             continue
         conv = arguments_by_name(convolution)
         if conv["weight"] not in constants or norm["running_mean"] not in constants:

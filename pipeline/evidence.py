@@ -94,8 +94,9 @@ class EvidenceStep:
             own = [rows[at] for at in places]
             regions = [seen_region(row["width"], row["height"], self._plan.input) for row in own]
             traced = _trace(verdict, own)
-            for at, fixations in ((0, traced.pred), (1, traced.label)):
-                _write_evidence(own, regions, ("pred", "label")[at], fixations)
+            activity = verdict.activity()
+            for who, fixations in (("pred", traced.pred), ("label", traced.label)):
+                _write_evidence(own, regions, who, fixations, activity)
             for row, overlap, distance in zip(own, traced.overlap, traced.distance, strict=True):
                 row["evidence_overlap"], row["evidence_distance"] = overlap, distance
             if smoothed is not None:
@@ -193,10 +194,12 @@ def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:
     )
 
 
-def _write_evidence(rows: list[dict[str, Any]], regions: list[Region], who: str, fixations: fixcore.Fixations) -> None:
+def _write_evidence(
+    rows: list[dict[str, Any]], regions: list[Region], who: str, fixations: fixcore.Fixations, activity: Tensor
+) -> None:
     """Write each target's points, box and mask, in original pixels, into its row."""
     boxes = fixcore.evidence_boxes(fixations).cpu().numpy()
-    masks = fixcore.saliency_masks(fixations).cpu().numpy()
+    masks = fixcore.saliency_masks(fixations, activity=activity).cpu().numpy()
     image, row, col = (values.cpu().numpy() for values in (fixations.image, fixations.row, fixations.col))
     mass = fixations.mass.cpu().numpy()
     first = np.searchsorted(image, np.arange(len(rows) + 1))

@@ -78,6 +78,11 @@ class Verdict:
         contrast: Literal["mean"] | None = None if self.recording.graph.head is None else "mean"
         return fixcore.backtrack(self.recording, fixcore.Start(row, target), contrast=contrast)
 
+    def activity(self) -> Tensor:
+        """Return how strongly the network responds around each pixel of this verdict's images, float32 (n, S, S)."""
+        assert self.recording is not None
+        return fixcore.activity_maps(self.recording)
+
 
 class Judge:
     """Judges batches of decoded images out of sample; built once per worker."""

@@ -17,11 +17,12 @@ from fixcore.baselines.replay import gradients_allowed, replay, scores_of
 from fixcore.errors import CaptureError, MissingRule
 from fixcore.graph import Graph
 from fixcore.rules import LAYOUT, POOLS
+from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import PASSES, SCALES
 
 aten = torch.ops.aten
 
-_WEIGHTED = (aten.linear.default, aten.conv2d.default, aten.conv2d.padding)
+_WEIGHTED = (aten.linear.default, *CONVOLUTIONS)
 _MEANS = (
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,

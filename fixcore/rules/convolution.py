@@ -13,8 +13,10 @@ from fixcore.rules.winner import winning_inputs
 
 aten = torch.ops.aten
 
+CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 
-@rule(aten.conv2d.default, aten.conv2d.padding, keeps=("input",))
+
+@rule(*CONVOLUTIONS, keeps=("input",))
 def winning_channel(visit: Visit, points: Points) -> Flow:
     """Go to the input channel whose products with the kernel, summed over the window, are largest.
 

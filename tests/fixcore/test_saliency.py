@@ -30,7 +30,8 @@ def test_maps_match_the_oracle(case: tuple[list[list[Point]], int, int], sigma: 
     found = saliency_maps(make(points, height, width), sigma=sigma)
     assert found.dtype == torch.float32
     for own, each in zip(points, found, strict=True):
-        plain = torch.tensor(density(own, height, width, sigma or SIGMA * math.hypot(height, width)))
+        rooted = [(row, col, math.sqrt(mass)) for row, col, mass in own]
+        plain = torch.tensor(density(rooted, height, width, sigma or SIGMA * math.hypot(height, width)))
         expected = plain / plain.max() if own else plain
         torch.testing.assert_close(each, expected.float(), rtol=1e-4, atol=1e-6)
         assert each.max() == (1 if own else 0)
@@ -44,6 +45,19 @@ def test_default_sigma_is_the_codes_on_its_photograph() -> None:
 def test_the_points_of_a_class_map_are_as_wide_as_its_cells() -> None:
     maps = saliency_maps(make([[(187, 250, 1.0)]], 375, 500, margin=7.5))  # a cell of 15 pixels: sigma is 25
     assert maps[0, 187, 275] == pytest.approx(math.exp(-0.5), rel=1e-5)
+
+
+def test_activity_decides_among_the_pixels_around_a_point() -> None:
+    fixations = make([[(4, 4, 1.0)], [(4, 4, 1.0)], []], 9, 9)
+    activity = torch.ones(3, 9, 9)
+    activity[1] = torch.arange(9.0)  # the network responds on the right
+    plain, found = saliency_maps(fixations, sigma=2.0), saliency_maps(fixations, sigma=2.0, activity=activity)
+    assert torch.equal(found[0], plain[0])
+    torch.testing.assert_close(found[1], plain[1] * activity[1] / (plain[1] * activity[1]).max())
+    assert divmod(int(found[1].argmax()), 9) == (4, 5)
+    assert not found[2].any()
+    masks = saliency_masks(fixations, threshold=0.5, sigma=2.0, activity=activity)
+    assert torch.equal(masks, found >= 0.5)
 
 
 def test_masks_hold_the_peak_and_what_is_near() -> None:
@@ -105,6 +119,8 @@ def test_bad_settings_raise() -> None:
     fixations: Fixations = make([[(0, 0, 1.0)]], 4, 4)
     with pytest.raises(InputError, match="sigma"):
         saliency_maps(fixations, sigma=0.0)
+    with pytest.raises(InputError, match=r"activity is \(2, 4, 4\)"):
+        saliency_maps(fixations, activity=torch.ones(2, 4, 4))
     for threshold in (0.0, 1.01):
         with pytest.raises(InputError, match="threshold"):
             saliency_masks(fixations, threshold=threshold)

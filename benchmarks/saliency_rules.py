@@ -1,0 +1,124 @@
+"""What the parts of a saliency map are worth: `python -m benchmarks.saliency_rules [FOLDER] [--write]`.
+
+Trained networks on what `python -m benchmarks.unpack` wrote into FOLDER (default: /tmp/fixaudit-data). For each weight
+that a fixation may have (its mass, the root of it, once) and with or without the network's activity: max-F on the
+object masks of ECSSD, with the predicted class; the F-measure (beta squared 0.3) and intersection over union of the
+mask at our threshold; and the share of photographs whose peak lies in a true box, or within 15 pixels of one. Last,
+what the activity takes, as a share of a recorded forward pass. `--write` puts the table into docs/algorithm.md. About
+three minutes on 4 cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import fixcore
+from fixcore.metrics import mask_scores, pointing_hits
+from fixcore.saliency import THRESHOLD, saliency_maps
+from jobs.machine import keep_freed_memory
+from pipeline.annotated import read_annotated
+from pipeline.evaluate.batches import Batch, Problems, batches
+from pipeline.evaluate.subject import Subject, load_subject
+
+NETWORKS = {"SqueezeNet 1.1": "benchmarks.photographs:squeezenet", "MobileNetV2": "benchmarks.photographs:mobilenet"}
+_PAGE = Path(__file__).resolve().parents[1] / "docs" / "algorithm.md"
+_MARK = "<!-- python -m benchmarks.saliency_rules --write -->"
+_BETA_SQUARED = 0.3
+
+WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "its mass": lambda mass: mass,
+    "the root of its mass": torch.sqrt,
+    "one": torch.ones_like,
+}
+DEFAULT = "the root of its mass, times activity"
+
+
+def all_maps(fixations: fixcore.Fixations, activity: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield each way to draw the maps, by name."""
+    for name, weight in WEIGHTS.items():
+        rooted = replace(fixations, mass=weight(fixations.mass).square())  # of which a map takes the root
+        yield name, saliency_maps(rooted)
+        yield f"{name}, times activity", saliency_maps(rooted, activity=activity)
+
+
+def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+    """Yield batches and the maps of the true classes; where the images have none, of the predicted.
+
+    Appends to `seconds` what each batch's activity takes as a share of recording it.
+    """
+    dataset = read_annotated(folder)
+    for batch in batches(subject, dataset, 50, Problems()):
+        began = time.perf_counter()
+        recording = subject.graph.record(batch.images)
+        recorded = time.perf_counter()
+        activity = fixcore.activity_maps(recording)
+        seconds.append((time.perf_counter() - recorded) / (recorded - began))
+        target = recording.logits.argmax(1)
+        if batch.owners[0]:
+            target = torch.tensor([int(own[0]) for own in batch.owners])
+        yield batch, dict(all_maps(fixcore.backtrack(recording, target), activity))
+
+
+def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, float, float, float]], float]:
+    """Return per way to draw: max-F, F and IoU at the threshold, pointing; and the share of time of the activity."""
+    subject = load_subject(model)
+    seconds: list[float] = []
+    covered: dict[str, list[Tensor]] = {}
+    masks: list[Tensor] = []
+    for batch, maps in traced(subject, folder / "ecssd", seconds):
+        masks.append(batch.masks(subject.input))
+        for name, own in maps.items():
+            covered.setdefault(name, []).append(own)
+    pointed: dict[str, list[Tensor]] = {}
+    for batch, maps in traced(subject, folder / "val300", seconds):
+        for name, own in maps.items():
+            pointed.setdefault(name, []).append(pointing_hits(own, batch.truths))
+    truth = torch.cat(masks)
+    found = {}
+    for name, parts in covered.items():
+        drawn = torch.cat(parts)
+        f, iou = at_threshold(drawn >= THRESHOLD, truth)
+        hits = torch.cat(pointed[name]).float().mean()
+        found[name] = (mask_scores(drawn, truth).max_f, f, iou, float(hits))
+    return found, statistics.median(seconds)
+
+
+def at_threshold(masks: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Return the F-measure of precision and recall averaged over images, and the mean intersection over union."""
+    shared, shown, there = ((one.sum((1, 2))).double() for one in (masks & truth, masks, truth))
+    precision, recall = float((shared / shown.clamp(min=1)).mean()), float((shared / there.clamp(min=1)).mean())
+    f = (1 + _BETA_SQUARED) * precision * recall / (_BETA_SQUARED * precision + recall)
+    return f, float((shared / (shown + there - shared)).mean())
+
+
+def main() -> None:
+    """Measure every way to draw on every network."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("/tmp/fixaudit-data"))
+    parser.add_argument("--write", action="store_true", help="put the table into docs/algorithm.md")
+    options = parser.parse_args()
+    keep_freed_memory()
+    found = {name: measure(model, options.folder) for name, model in NETWORKS.items()}
+    heads = [f"{name}: max-F; F, IoU at {THRESHOLD:g}; pointing" for name in found]
+    lines = ["| a fixation counts | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for way in next(iter(found.values()))[0]:
+        cells = ["{:.3f}; {:.3f}, {:.3f}; {:.3f}".format(*table[way]) for table, _ in found.values()]
+        lines.append(f"| {way}{' (default)' if way == DEFAULT else ''} | " + " | ".join(cells) + " |")
+    print("\n".join(lines))
+    for name, (_, share) in found.items():
+        print(f"{name}: activity takes {share:.3f} of a recorded forward pass")
+    if options.write:
+        before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
+        _PAGE.write_text(_MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

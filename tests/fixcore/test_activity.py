@@ -1,0 +1,101 @@
+"""Where a network responds: against a sum written out, and what it must not depend on."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fixcore
+
+
+class TwoStages(nn.Module):
+    """Two maps of 8 x 8 that convolutions read, then two of 4 x 4, of which a pool reads the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.fine = nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 3, padding=1)
+        self.first, self.second = nn.Conv2d(4, 5, 3, padding=1), nn.Conv2d(5, 6, 3, padding=1)
+        self.head = nn.Linear(6, 3)
+        for parameter in self.parameters():
+            parameter.data = torch.randint(-3, 4, parameter.shape).float()
+
+    def maps(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        fine = self.fine(self.stem(images).relu())  # not rectified: a pool reads it
+        one = functional.max_pool2d(fine, 2)
+        two = self.first(one)  # a convolution reads what is below 0 too
+        return one, two
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.second(self.maps(images)[1]).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randint(-4, 5, (3, 2, 8, 8), generator=torch.Generator().manual_seed(1)).float()
+
+
+def written_out(maps: tuple[Tensor, ...], number: int) -> Tensor:
+    """The mean over maps of what is positive at each place, each map's mean over places made 1."""
+    total = torch.zeros(4, 4)
+    for map_ in maps:
+        own = torch.zeros(4, 4)
+        for channel in map_[number].tolist():
+            for row in range(4):
+                for col in range(4):
+                    own[row, col] += max(channel[row][col], 0)
+        total += own / (own.sum() / 16)
+    return total / len(maps)
+
+
+def test_it_is_what_is_positive_in_the_coarsest_maps_that_convolutions_read(images: Tensor) -> None:
+    model = TwoStages().eval()
+    found = fixcore.activity_maps(fixcore.capture(model, images).record(images))
+    assert found.shape == (3, 8, 8)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.mean((1, 2)), torch.ones(3))
+    for number in range(3):
+        coarse = written_out(tuple(one.detach() for one in model.maps(images)), number)
+        fine = functional.interpolate(coarse[None, None], (8, 8), mode="bilinear", align_corners=False)[0, 0]
+        torch.testing.assert_close(found[number], fine / fine.mean())
+
+
+def test_it_depends_neither_on_the_other_images_nor_on_the_layout_of_memory(images: Tensor) -> None:
+    graph = fixcore.capture(TwoStages().eval(), images)
+    found = fixcore.activity_maps(graph.record(images))
+    alone = fixcore.activity_maps(graph.record(images[1:2]))
+    last = fixcore.activity_maps(graph.record(images.contiguous(memory_format=torch.channels_last)))
+    torch.testing.assert_close(alone[0], found[1])
+    torch.testing.assert_close(last, found)
+
+
+def test_an_image_to_which_nothing_responds_has_ones() -> None:
+    model = TwoStages().eval()
+    model.fine.weight.data.zero_()
+    model.fine.bias.data.fill_(-1)  # what is below 0 there stays so
+    model.first.weight.data.abs_()
+    model.first.bias.data.fill_(-1)
+    images = torch.ones(2, 2, 8, 8)
+    found = fixcore.activity_maps(fixcore.capture(model, images).record(images))
+    assert torch.equal(found, torch.ones(2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(128, 4), nn.ReLU(), nn.Linear(4, 3)),
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(2, 3, 1), nn.Flatten()),
+    ],
+    ids=["no convolution", "only of the image", "only of one place"],
+)
+def test_without_maps_it_is_one_everywhere(model: nn.Module, images: Tensor) -> None:
+    found = fixcore.activity_maps(fixcore.capture(model.eval(), images).record(images))
+    assert torch.equal(found, torch.ones(3, 8, 8))
+
+
+def test_half_precision_is_added_in_full(images: Tensor) -> None:
+    graph = fixcore.capture(TwoStages().eval().bfloat16(), images.bfloat16())
+    found = fixcore.activity_maps(graph.record(images.bfloat16()))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.mean((1, 2)), torch.ones(3))
