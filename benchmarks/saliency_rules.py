@@ -38,7 +38,7 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "the root of its mass": torch.sqrt,
     "one": torch.ones_like,
 }
-DEFAULT = "the root of its mass, times activity"
+DEFAULT = "the root of its mass, shared by activity"
 
 
 def all_maps(fixations: fixcore.Fixations, activity: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -46,7 +46,8 @@ def all_maps(fixations: fixcore.Fixations, activity: Tensor) -> Iterator[tuple[s
     for name, weight in WEIGHTS.items():
         rooted = replace(fixations, mass=weight(fixations.mass).square())  # of which a map takes the root
         yield name, saliency_maps(rooted)
-        yield f"{name}, times activity", saliency_maps(rooted, activity=activity)
+        yield f"{name}, shared by activity", saliency_maps(rooted, activity=activity)
+    yield "nothing: activity alone", activity / activity.amax((1, 2), keepdim=True)
 
 
 def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tuple[Batch, dict[str, Tensor]]]:

@@ -19,7 +19,7 @@ def activity_maps(recording: Recording) -> Tensor:
     The sum over channels of what is positive in the maps that convolutions read, of those with the fewest places: what
     the last stage makes its features of. Each map counts as much as another, whatever its scale, and each image has
     mean 1. It names no class and needs no target; `saliency_maps(fixations, activity=...)` asks it which of the pixels
-    around the fixations belong to something. Ones for a network without such maps (only the image, or vectors, are
+    around a fixation belong to something. Ones for a network without such maps (only the image, or vectors, are
     read by its convolutions), and for an image to which none of them responds.
 
     Ours; it is what makes a mask follow the object where a class map is coarse (`python -m benchmarks.saliency_rules`).

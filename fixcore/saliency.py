@@ -22,6 +22,10 @@ THRESHOLD = 0.4
 against the 200 object masks of ECSSD at hand for a fire-module network; an inverted-residual one would have more."""
 
 
+_LEAST_ACTIVITY = 1e-3
+"""Of its mean, added to activity: where the network responds to nothing, a point has its surroundings all the same."""
+
+
 def saliency_maps(fixations: Fixations, *, sigma: float | None = None, activity: Tensor | None = None) -> Tensor:
     """Return how much evidence lies around each pixel, float32 (N, H, W), scaled so that each map's maximum is 1.
 
@@ -31,8 +35,9 @@ def saliency_maps(fixations: Fixations, *, sigma: float | None = None, activity:
     (the variances add), since its points stand for cells. What would fall outside the image is lost, not folded back.
     All points count; drop strays first (`drop_outliers`) if they must not. A target without points has a map of zeros.
 
-    With `activity`, float (N, H, W), >= 0, one per target (`activity_maps`), the density is multiplied by it: of the
-    pixels around a point those count more to which the network responds. The map then follows the object.
+    With `activity`, float (N, H, W), >= 0, any scale, one per target (`activity_maps`), each point shares what it
+    counts among the pixels around it in proportion to that, so that the map follows the object. No point gains or loses
+    by it: where a network responds most says nothing about a class.
 
     Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image. The root, the
     cell and the activity are ours: `python -m benchmarks.saliency_rules` counts what each is worth.
@@ -41,11 +46,8 @@ def saliency_maps(fixations: Fixations, *, sigma: float | None = None, activity:
     """
     if sigma is None:
         sigma = math.hypot(SIGMA * math.hypot(fixations.height, fixations.width), 2 * fixations.margin)
-    spread = _density(replace(fixations, mass=fixations.mass.clamp(min=0).sqrt()), sigma)
-    if activity is not None:
-        if activity.shape != spread.shape:
-            raise InputError(f"activity is {tuple(activity.shape)}; for these fixations it is {tuple(spread.shape)}")
-        spread = spread * activity
+    counted = replace(fixations, mass=fixations.mass.clamp(min=0).sqrt())
+    spread = _density(counted, sigma) if activity is None else _shared_around(counted, sigma, activity)
     peak = spread.amax((1, 2), keepdim=True)
     return spread / torch.where(peak > 0, peak, 1.0)
 
@@ -133,6 +135,19 @@ def _check_alike(a: Fixations, b: Fixations) -> None:
     shapes = [(len(one), one.height, one.width) for one in (a, b)]
     if shapes[0] != shapes[1]:
         raise InputError(f"fixations to compare must agree in targets, height and width: {shapes[0]} and {shapes[1]}")
+
+
+def _shared_around(fixations: Fixations, sigma: float, activity: Tensor) -> Tensor:
+    """Share each point's mass among the pixels around it in proportion to Gaussian times activity, (N, H, W)."""
+    expected = (len(fixations), fixations.height, fixations.width)
+    if activity.shape != expected:
+        raise InputError(f"activity is {tuple(activity.shape)}; for these fixations it is {expected}")
+    if not sigma > 0:
+        raise InputError(f"sigma must be above 0 pixels, not {sigma}")
+    mean = activity.mean((1, 2), keepdim=True)
+    responds = torch.where(mean > 0, activity / mean, 1.0) + _LEAST_ACTIVITY
+    around = blurred(responds, sigma)[fixations.image, fixations.row, fixations.col]
+    return density(replace(fixations, mass=fixations.mass / around), sigma) * responds
 
 
 def density(fixations: Fixations, sigma: float) -> Tensor:

@@ -33,6 +33,22 @@ def bright() -> nn.Module:
     return Bright()
 
 
+class BrightTwice(Bright):
+    """The same, and a second convolution reads what the first one saw, so that there is a map of responses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.again = nn.Conv2d(1, 1, 1, bias=False)
+        self.again.weight.data.fill_(1.0)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.judge(self.again(self.look(images).relu()).relu().mean((2, 3)))
+
+
+def bright_twice() -> nn.Module:
+    return BrightTwice()
+
+
 class Scrambled(nn.Module):
     """Random features, many enough to learn any small set of pictures by heart with one linear layer."""
 

@@ -140,6 +140,23 @@ def test_both_labels_are_traced_only_where_they_differ(tmp_path):
     assert bad[["pred", "probs", "pred_fix_x", "pred_box", "pred_mask"]].isna().all()
 
 
+def test_masks_hold_what_the_network_responds_to(tmp_path):
+    """Blurred fixations reach beyond the bright block, where a network that says what it responds to sees nothing."""
+    picture = Image.new("RGB", (80, 80))
+    picture.paste((255, 255, 255), (24, 24, 56, 56))
+    root = laid_out(tmp_path, {"bright/a.png": encoded(picture), "dark/b.png": encoded(picture)})
+    beyond = np.ones((80, 80), dtype=bool)
+    beyond[24:56, 24:56] = False
+    blurred, seen = (
+        evidence_of(root, plan(model=f"tests.users_networks:{name}")) for name in ("bright", "bright_twice")
+    )
+    for image in ("bright/a.png", "dark/b.png"):
+        wide, own = (rle.decode(rows.loc[image].pred_mask, 80, 80) for rows in (blurred, seen))
+        assert (wide & beyond).any()
+        assert not (own & beyond).any()
+        assert own[24:56, 24:56].mean() > 0.8
+
+
 def test_evidence_does_not_depend_on_the_batch(tmp_path):
     draw = np.random.default_rng(0)
     pictures = {
