@@ -3,9 +3,9 @@
 Trained networks on what `python -m benchmarks.unpack` wrote into FOLDER (default: /tmp/fixaudit-data). For each weight
 that a fixation may have (its mass, the root of it, once) and with or without the network's activity: max-F on the
 object masks of ECSSD, with the predicted class; the F-measure (beta squared 0.3) and intersection over union of the
-mask at our threshold; and the share of photographs whose peak lies in a true box, or within 15 pixels of one. Last,
-what the activity takes, as a share of a recorded forward pass. `--write` puts the table into docs/algorithm.md. About
-three minutes on 4 cores.
+mask at our threshold; the share of photographs whose peak lies in a true box, or within 15 pixels of one; and, of two
+photographs shown side by side, how much of the mask of one's class lies on its side. Last, what the activity takes, as
+a share of a recorded forward pass. `--write` puts the table into docs/algorithm.md. About three minutes on 4 cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 import fixcore
 from fixcore.metrics import mask_scores, pointing_hits
@@ -47,6 +48,8 @@ def all_maps(fixations: fixcore.Fixations, activity: Tensor) -> Iterator[tuple[s
         rooted = replace(fixations, mass=weight(fixations.mass).square())  # of which a map takes the root
         yield name, saliency_maps(rooted)
         yield f"{name}, shared by activity", saliency_maps(rooted, activity=activity)
+    product = saliency_maps(fixations) * activity
+    yield "the root of its mass; their density times activity", product / product.amax((1, 2), keepdim=True)
     yield "nothing: activity alone", activity / activity.amax((1, 2), keepdim=True)
 
 
@@ -68,8 +71,8 @@ def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tup
         yield batch, dict(all_maps(fixcore.backtrack(recording, target), activity))
 
 
-def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, float, float, float]], float]:
-    """Return per way to draw: max-F, F and IoU at the threshold, pointing; and the share of time of the activity."""
+def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], float]:
+    """Return per way to draw: max-F, F and IoU at the threshold, pointing, own side; and what activity takes."""
     subject = load_subject(model)
     seconds: list[float] = []
     covered: dict[str, list[Tensor]] = {}
@@ -79,17 +82,40 @@ def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, float, flo
         for name, own in maps.items():
             covered.setdefault(name, []).append(own)
     pointed: dict[str, list[Tensor]] = {}
+    sided: dict[str, list[Tensor]] = {}
     for batch, maps in traced(subject, folder / "val300", seconds):
         for name, own in maps.items():
             pointed.setdefault(name, []).append(pointing_hits(own, batch.truths))
+        for name, shares in on_own_side(subject, batch).items():
+            sided.setdefault(name, []).append(shares)
     truth = torch.cat(masks)
     found = {}
     for name, parts in covered.items():
         drawn = torch.cat(parts)
-        f, iou = at_threshold(drawn >= THRESHOLD, truth)
-        hits = torch.cat(pointed[name]).float().mean()
-        found[name] = (mask_scores(drawn, truth).max_f, f, iou, float(hits))
+        means = [float(torch.cat(values[name]).float().mean()) for values in (pointed, sided)]
+        found[name] = (mask_scores(drawn, truth).max_f, *at_threshold(drawn >= THRESHOLD, truth), *means)
     return found, statistics.median(seconds)
+
+
+def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
+    """Return what share of each class's mask lies on its own of two photographs shown side by side, (2 N,)."""
+    size = subject.input.size
+    wide = (batch.pictures * 255)[: len(batch.pictures) // 2 * 2]
+    half = functional.interpolate(wide, (size, size // 2), mode="bilinear", antialias=True)
+    both = torch.zeros(len(half) // 2, 3, size, size)
+    both[..., : size // 2], both[..., size // 2 : size // 2 * 2] = half[0::2], half[1::2]
+    recording = subject.graph.record(subject.images(both.round().byte().permute(0, 2, 3, 1).numpy()))
+    activity = fixcore.activity_maps(recording)
+    labels = [int(own[0]) for own in batch.owners]
+    found: dict[str, list[Tensor]] = {}
+    for side in (0, 1):
+        target = torch.tensor(labels[side : len(wide) : 2])
+        fixations = fixcore.backtrack(recording, target, contrast="mean")  # as an audit explains
+        for name, maps in all_maps(fixations, activity):
+            mask = maps >= THRESHOLD
+            left = mask[..., : size // 2].sum((1, 2)) / mask.sum((1, 2))
+            found.setdefault(name, []).append(1 - left if side else left)
+    return {name: torch.cat(shares) for name, shares in found.items()}
 
 
 def at_threshold(masks: Tensor, truth: Tensor) -> tuple[float, float]:
@@ -108,10 +134,10 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     found = {name: measure(model, options.folder) for name, model in NETWORKS.items()}
-    heads = [f"{name}: max-F; F, IoU at {THRESHOLD:g}; pointing" for name in found]
+    heads = [f"{name}: max-F; F, IoU at {THRESHOLD:g}; pointing; own side" for name in found]
     lines = ["| a fixation counts | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for way in next(iter(found.values()))[0]:
-        cells = ["{:.3f}; {:.3f}, {:.3f}; {:.3f}".format(*table[way]) for table, _ in found.values()]
+        cells = ["{:.3f}; {:.3f}, {:.3f}; {:.3f}; {:.3f}".format(*table[way]) for table, _ in found.values()]
         lines.append(f"| {way}{' (default)' if way == DEFAULT else ''} | " + " | ".join(cells) + " |")
     print("\n".join(lines))
     for name, (_, share) in found.items():
