@@ -39,8 +39,8 @@ def saliency_maps(fixations: Fixations, *, sigma: float | None = None, activity:
     counts among the pixels around it in proportion to that, so that the map follows the object. No point gains or loses
     by it: where a network responds most says nothing about a class.
 
-    Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image. The root, the
-    cell and the activity are ours: `python -m benchmarks.saliency_rules` counts what each is worth.
+    Source: CNN Fixations, III-E and IV-C; the code's fixed 20 pixels are made proportional to the image. The
+    cell, the root and the activity are ours; `python -m benchmarks.saliency_rules` counts what the last two are worth.
 
     Raises InputError for a `sigma` that is not positive, and activity of another shape.
     """
