@@ -94,6 +94,20 @@ def test_without_maps_it_is_one_everywhere(model: nn.Module, images: Tensor) -> 
     assert torch.equal(found, torch.ones(3, 8, 8))
 
 
+def test_a_gate_that_reads_one_place_is_no_map(images: Tensor) -> None:
+    class Gated(TwoStages):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Conv2d(6, 6, 1)
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = self.second(self.maps(images)[1]).relu()
+            return self.head((features * self.gate(features.mean((2, 3), keepdim=True)).sigmoid()).mean((2, 3)))
+
+    plain, gated = (fixcore.capture(kind().eval(), images).record(images) for kind in (TwoStages, Gated))
+    assert torch.equal(fixcore.activity_maps(gated), fixcore.activity_maps(plain))
+
+
 def test_half_precision_is_added_in_full(images: Tensor) -> None:
     graph = fixcore.capture(TwoStages().eval().bfloat16(), images.bfloat16())
     found = fixcore.activity_maps(graph.record(images.bfloat16()))
