@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 
 import fixcore
 from benchmarks.digits import DIGIT, SIDE, scans
+from benchmarks.pages import ALGORITHM, write_between
 from benchmarks.photographs import Photographs, TrainedNetwork, read_networks, read_photographs
 from benchmarks.two_objects import NETWORKS, Pairs, pairs, trained
 from fixcore.rules import MASS, PAPER
@@ -26,7 +26,6 @@ from jobs.machine import keep_freed_memory
 
 _BATCH = 50
 _STEPS = 600
-_PAGE = Path(__file__).resolve().parents[1] / "docs" / "algorithm.md"
 _MARK = "<!-- python -m benchmarks.ablation --write -->"
 SETTINGS: dict[str, tuple[Any, Any]] = {
     "mass (default)": (MASS, None),
@@ -94,12 +93,6 @@ def table(photographs: dict[str, Any], digits: dict[str, Any]) -> list[str]:
     return lines
 
 
-def write(lines: list[str]) -> None:
-    """Put the table between the marks of the page."""
-    before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
-    _PAGE.write_text(_MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
-
-
 def main() -> None:
     """Measure every setting on every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -115,7 +108,7 @@ def main() -> None:
     lines = table(photographs, small)
     print(json.dumps({"photographs": photographs, "digits": small}) if options.json else "\n".join(lines))
     if options.write:
-        write(lines)
+        write_between(ALGORITHM, _MARK, lines)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fixcore
+from benchmarks.pages import ALGORITHM, write_between
 from fixcore.metrics import mask_scores, pointing_hits
 from fixcore.saliency import THRESHOLD, saliency_maps
 from jobs.machine import keep_freed_memory
@@ -30,9 +31,7 @@ from pipeline.evaluate.batches import Batch, Problems, batches
 from pipeline.evaluate.subject import Subject, load_subject
 
 NETWORKS = {"SqueezeNet 1.1": "benchmarks.photographs:squeezenet", "MobileNetV2": "benchmarks.photographs:mobilenet"}
-_PAGE = Path(__file__).resolve().parents[1] / "docs" / "algorithm.md"
 _MARK = "<!-- python -m benchmarks.saliency_rules --write -->"
-_BETA_SQUARED = 0.3
 
 WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "its mass": lambda mass: mass,
@@ -93,7 +92,8 @@ def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], flo
     for name, parts in covered.items():
         drawn = torch.cat(parts)
         means = [float(torch.cat(values[name]).float().mean()) for values in (pointed, sided)]
-        found[name] = (mask_scores(drawn, truth).max_f, *at_threshold(drawn >= THRESHOLD, truth), *means)
+        shown = mask_scores((drawn >= THRESHOLD).float(), truth)
+        found[name] = (mask_scores(drawn, truth).max_f, shown.max_f, shown.iou, *means)
     return found, statistics.median(seconds)
 
 
@@ -118,14 +118,6 @@ def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     return {name: torch.cat(shares) for name, shares in found.items()}
 
 
-def at_threshold(masks: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Return the F-measure of precision and recall averaged over images, and the mean intersection over union."""
-    shared, shown, there = ((one.sum((1, 2))).double() for one in (masks & truth, masks, truth))
-    precision, recall = float((shared / shown.clamp(min=1)).mean()), float((shared / there.clamp(min=1)).mean())
-    f = (1 + _BETA_SQUARED) * precision * recall / (_BETA_SQUARED * precision + recall)
-    return f, float((shared / (shown + there - shared)).mean())
-
-
 def main() -> None:
     """Measure every way to draw on every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,8 +135,7 @@ def main() -> None:
     for name, (_, share) in found.items():
         print(f"{name}: activity takes {share:.3f} of a recorded forward pass")
     if options.write:
-        before, _, after = _PAGE.read_text(encoding="utf-8").split(_MARK)
-        _PAGE.write_text(_MARK.join([before, "\n" + "\n".join(lines) + "\n", after]), encoding="utf-8")
+        write_between(ALGORITHM, _MARK, lines)
 
 
 if __name__ == "__main__":

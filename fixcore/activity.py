@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from fixcore.graph import Recording
 from fixcore.rules.convolution import CONVOLUTIONS
+from fixcore.saliency import mean_one
 
 
 def activity_maps(recording: Recording) -> Tensor:
@@ -29,9 +30,9 @@ def activity_maps(recording: Recording) -> Tensor:
     _, height, width = graph.input_shape
     if not maps:
         return torch.ones(len(recording.logits), height, width, device=recording.logits.device)
-    responses = torch.stack([_mean_one(value.clamp(min=0).sum(1, dtype=torch.float32)) for value in maps])
+    responses = torch.stack([mean_one(value.clamp(min=0).sum(1, dtype=torch.float32)) for value in maps])
     finer = functional.interpolate(responses.mean(0)[:, None], (height, width), mode="bilinear", align_corners=False)
-    return _mean_one(finer[:, 0])
+    return mean_one(finer[:, 0])
 
 
 def _read_by_convolutions(recording: Recording) -> list[Tensor]:
@@ -50,8 +51,3 @@ def _read_by_convolutions(recording: Recording) -> list[Tensor]:
 def _coarsest(maps: list[Tensor]) -> list[Tensor]:
     fewest = min((value.shape[2:].numel() for value in maps), default=0)
     return [value for value in maps if value.shape[2:].numel() == fewest]
-
-
-def _mean_one(response: Tensor) -> Tensor:
-    mean = response.mean((1, 2), keepdim=True)
-    return torch.where(mean > 0, response / mean, 1.0)

@@ -142,12 +142,9 @@ def _shared_around(fixations: Fixations, sigma: float, activity: Tensor) -> Tens
     expected = (len(fixations), fixations.height, fixations.width)
     if activity.shape != expected:
         raise InputError(f"activity is {tuple(activity.shape)}; for these fixations it is {expected}")
-    if not sigma > 0:
-        raise InputError(f"sigma must be above 0 pixels, not {sigma}")
-    mean = activity.mean((1, 2), keepdim=True)
-    responds = torch.where(mean > 0, activity / mean, 1.0) + _LEAST_ACTIVITY
+    responds = mean_one(activity) + _LEAST_ACTIVITY
     around = blurred(responds, sigma)[fixations.image, fixations.row, fixations.col]
-    return density(replace(fixations, mass=fixations.mass / around), sigma) * responds
+    return _density(replace(fixations, mass=fixations.mass / around), sigma) * responds
 
 
 def density(fixations: Fixations, sigma: float) -> Tensor:
@@ -164,6 +161,12 @@ def density(fixations: Fixations, sigma: float) -> Tensor:
     mass.index_add_(0, place, fixations.mass)
     mass = mass.view(len(fixations), height, width)
     return mass if sigma == 0 else blurred(mass, sigma)
+
+
+def mean_one(maps: Tensor) -> Tensor:
+    """Return maps (N, H, W), >= 0, each scaled to a mean of 1; ones for a map of zeros."""
+    mean = maps.mean((1, 2), keepdim=True)
+    return torch.where(mean > 0, maps / mean, 1.0)
 
 
 def blurred(maps: Tensor, sigma: float) -> Tensor:

@@ -169,11 +169,10 @@ def test_evidence_does_not_depend_on_the_batch(tmp_path):
     one, many = (evidence_of(root, plan(batch_size=size, drift=True)) for size in (1, 8))
     for column in one.columns:
         for left, right in zip(one[column], many[column], strict=True):
-            left, right = np.asarray(left), np.asarray(right)
-            if left.dtype.kind == "f":  # a network adds in another order for another batch: the last bits differ
-                np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-7, err_msg=column)
+            if column == "squeeze_shift":  # of probabilities, which a processor adds up in another order for one image
+                np.testing.assert_allclose(left, right, rtol=1e-5, err_msg=column)
             else:
-                np.testing.assert_array_equal(left, right, err_msg=column)
+                np.testing.assert_array_equal(np.asarray(left), np.asarray(right), err_msg=column)
 
 
 def test_each_image_is_judged_by_the_network_that_never_saw_its_fold(tmp_path):
