@@ -1,12 +1,13 @@
 """The order of work of a forward pass: what is run for each node, and when its inputs can go.
 
-What is run is the node's own operation or, where it takes less time, one that gives the same to the last bit.
+What is run is the node's own operation or, where it takes less time, one that gives the same: pools, concatenations
+and the ReLUs before them in one pass, convolutions with a weight that was laid out beforehand.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fixcore.compiled import pooling as compiled
+from fixcore.compiled.concatenation import concatenated
+from fixcore.compiled.pooling import max_pool
 from fixcore.compiled.threads import is_compiled_for
+from fixcore.packed import can_be_packed, packed_convolution
+from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.window import POOLING_SIZES, pooling_window
 
 aten = torch.ops.aten
@@ -68,12 +72,12 @@ def operations_of(
     nodes: tuple[fx.Node, ...], arguments: Mapping[fx.Node, Mapping[str, Any]]
 ) -> dict[fx.Node, Operation]:
     """Return what is run for each node; `arguments` are those of each, by name. Sets meta "rectifies"."""
-    _rectify_after_pools(nodes)
+    _let_rectifiers_wait(nodes)
     return {node: _operation(node, arguments[node]) for node in nodes}
 
 
-def _rectify_after_pools(nodes: tuple[fx.Node, ...]) -> None:
-    """Let a ReLU that only a maximum pool reads wait for the pool, which as a rule leaves a quarter of the elements.
+def _let_rectifiers_wait(nodes: tuple[fx.Node, ...]) -> None:
+    """Let a ReLU that only a maximum pool or a concatenation reads be applied by that, in its pass over memory.
 
     The maximum of what is rectified is the rectified maximum, to the bit. The nodes stay as they are, so that whoever
     walks them or runs them with gradients sees the network as it was written; but the recorded value of such a ReLU is
@@ -81,23 +85,45 @@ def _rectify_after_pools(nodes: tuple[fx.Node, ...]) -> None:
     """
     for node in nodes:
         node.meta["rectifies"] = False
-    for pool in nodes:
-        if pool.target is not aten.max_pool2d.default:
-            continue
-        (relu,) = pool.all_input_nodes
-        if relu.target in (aten.relu.default, aten.relu_.default) and len(relu.users) == 1:
-            pool.meta["rectifies"] = relu.meta["rectifies"] = True
+    for node in nodes:
+        if node.target in (aten.relu.default, aten.relu_.default) and len(node.users) == 1:
+            (reader,) = node.users
+            if reader.target in (aten.max_pool2d.default, aten.cat.default):
+                reader.meta["rectifies"] = node.meta["rectifies"] = True
 
 
 def _operation(node: fx.Node, named: Mapping[str, Any]) -> Operation:
     assert callable(node.target)
     if node.target is aten.max_pool2d.default:
         return _maximum_pool(node, named)
-    return _as_it_is if node.meta["rectifies"] else node.target
+    if node.target in CONVOLUTIONS and can_be_packed(named):
+        return packed_convolution(node.target, named)
+    if not node.meta["rectifies"]:
+        return node.target
+    return _concatenation(named["tensors"], named["dim"]) if node.target is aten.cat.default else _as_it_is
 
 
 def _as_it_is(value: Tensor) -> Tensor:
     return value
+
+
+def _concatenation(sources: Sequence[fx.Node], dim: int) -> Operation:
+    rectifies = [source.meta["rectifies"] for source in sources]
+    lowest = [0.0 if waited else -math.inf for waited in rectifies]
+
+    def concatenate(parts: Sequence[Tensor], dim: int = dim) -> Tensor:
+        if is_compiled_for(*parts) and dim == 1 and all([_is_channels_last(part) for part in parts]):
+            return concatenated(parts, lowest)
+        whole = torch.cat(list(parts), dim)
+        if all(rectifies):
+            return whole.relu_()
+        extents = [part.shape[dim] if part.dim() == whole.dim() else 0 for part in parts]  # an empty vector joins all
+        for part, waited in zip(whole.split_with_sizes(extents, dim), rectifies, strict=True):
+            if waited:
+                part.relu_()
+        return whole
+
+    return concatenate
 
 
 def _maximum_pool(node: fx.Node, named: Mapping[str, Any]) -> Operation:
@@ -109,7 +135,7 @@ def _maximum_pool(node: fx.Node, named: Mapping[str, Any]) -> Operation:
 
     def pool(images: Tensor, *rest: Any, **others: Any) -> Tensor:
         if window and images.shape[2:] == before and _is_channels_last(images) and is_compiled_for(images):
-            return compiled.max_pool(images, window, 0.0 if rectifies else -math.inf)
+            return max_pool(images, window, 0.0 if rectifies else -math.inf)
         pooled: Tensor = aten.max_pool2d.default(images, *rest, **others)
         return torch.relu_(pooled) if rectifies else pooled
 
@@ -117,4 +143,4 @@ def _maximum_pool(node: fx.Node, named: Mapping[str, Any]) -> Operation:
 
 
 def _is_channels_last(images: Tensor) -> bool:
-    return images.is_contiguous(memory_format=torch.channels_last)
+    return images.dim() == 4 and images.is_contiguous(memory_format=torch.channels_last)

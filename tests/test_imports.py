@@ -55,6 +55,8 @@ def test_fixcore_knows_torch_only_but_for_its_compiled_loops_regions_and_cuts() 
         ("fixcore/baselines/graph_cut.py", "sklearn"),
         ("fixcore/compiled/class_maps.py", "numba"),
         ("fixcore/compiled/class_maps.py", "numpy"),
+        ("fixcore/compiled/concatenation.py", "numba"),
+        ("fixcore/compiled/concatenation.py", "numpy"),
         ("fixcore/compiled/join.py", "numpy"),
         ("fixcore/compiled/parts.py", "numpy"),
         ("fixcore/compiled/pooling.py", "numba"),

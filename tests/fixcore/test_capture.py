@@ -159,6 +159,66 @@ def test_a_program_that_was_decomposed_by_others_is_captured():
     torch.testing.assert_close(fixcore.capture(program, IMAGES).record(IMAGES).logits, network(IMAGES).detach())
 
 
+class Fire(nn.Module):
+    """Branches that are concatenated: two rectified, one as it is, one rectified that something else reads, too."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Conv2d(3, 2, 3, padding=1) for _ in range(4))
+        self.last = nn.Linear(4 * 2 * 6 * 7, 5)
+        self.dim = dim
+
+    def forward(self, images: Tensor) -> Tensor:
+        shared = self.fourth(images).relu()
+        parts = [self.first(images).relu(), self.second(images), torch.relu_(self.third(images)), shared]
+        return self.last(torch.cat(parts, self.dim).flatten(1)) + shared.sum((1, 2, 3))[:, None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dim", [1, -3, 2, 3])
+def test_concatenations_give_what_the_network_gives(dim, dtype):
+    """A ReLU waits for a concatenation that alone reads it, which is a compiled loop in float32 and channels last."""
+    generator = torch.Generator().manual_seed(0)
+    network = Fire(dim).eval().to(dtype)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator))
+    images = torch.randint(-2, 3, (2, 3, 6, 7), generator=generator).to(dtype)
+    graph = fixcore.capture(network, images)
+    assert sum(node.meta["rectifies"] for node in graph.nodes if "relu" in str(node.target)) == 2
+    with torch.inference_mode():
+        expected = network(images)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        laid_out = images.contiguous(memory_format=memory_format)
+        assert torch.equal(graph.record(laid_out).logits, expected)
+        assert torch.equal(graph.classify(laid_out), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_packed_convolutions_give_what_the_network_gives(batch, dtype):
+    """Their weights are laid out once, again for another number of images, and follow what is written to them."""
+    generator = torch.Generator().manual_seed(0)
+    convolutions = [
+        nn.Conv2d(3, 8, 3, 2, 1, bias=False),
+        nn.Conv2d(8, 8, (1, 3), padding=(0, 2), dilation=(1, 2), groups=8),
+        nn.Conv2d(8, 4, 3, padding="same"),
+        nn.Conv2d(4, 5, 1),
+    ]
+    network = nn.Sequential(*convolutions, nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval().to(dtype)
+    network = network.to(memory_format=torch.channels_last)  # so that the graph reads these very weights
+    images = torch.randint(-2, 3, (batch, 3, 16, 16), generator=generator).to(dtype)
+    graph = fixcore.capture(network, images)
+    for _ in range(2):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.copy_(torch.randint(-1, 2, parameter.shape, generator=generator))
+            for some in (images, images[:1], images):
+                assert torch.equal(graph.record(some).logits, network(some))
+                last = some.contiguous(memory_format=torch.channels_last)
+                assert torch.equal(graph.record(last).logits, network(last))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("convolves", [True, False])
 def test_pools_give_what_the_network_gives(convolves, dtype):

@@ -15,6 +15,7 @@ from numba.core import caching
 from torch.nn import functional
 
 from fixcore.compiled import threads
+from fixcore.compiled.concatenation import concatenated
 from fixcore.compiled.join import joined as compiled_joined
 from fixcore.compiled.pooling import max_pool
 from fixcore.points import Points, joined, merged
@@ -141,6 +142,26 @@ def test_a_maximum_pool_is_torchs_to_the_bit(seed, kernel, stride, dilation, cei
     window = pooling_window(sizes, images.shape[2:], expected.shape[2:])
     found = max_pool(images, window, lowest)
     torch.testing.assert_close(found, expected.clamp(min=lowest), rtol=0, atol=0, equal_nan=True)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    parts=st.lists(st.tuples(st.integers(1, 9), st.sampled_from([-math.inf, 0.0])), min_size=1, max_size=5),
+    height=st.integers(1, 5),
+    width=st.integers(1, 5),
+)
+def test_a_concatenation_is_torchs_to_the_bit(seed, parts, height, width):
+    generator = torch.Generator().manual_seed(seed)
+    strange = torch.tensor([-2, -1, 0, 1, 2, 3, math.nan, math.inf, -math.inf])
+    maps, expected = [], []
+    for channels, lowest in parts:
+        chosen = torch.randint(len(strange), (2, channels, height, width), generator=generator)
+        maps.append(strange[chosen].contiguous(memory_format=torch.channels_last))
+        expected.append(maps[-1].relu() if lowest == 0 else maps[-1])
+    found = concatenated(maps, [lowest for _, lowest in parts])
+    torch.testing.assert_close(found, torch.cat(expected, 1), rtol=0, atol=0, equal_nan=True)
     assert found.is_contiguous(memory_format=torch.channels_last)
 
 
