@@ -77,8 +77,11 @@ def shared_among_inputs(by_token: Tensor, weight: Tensor, token: Tensor, neuron:
         active, column = torch.unique(neuron[here], return_inverse=True)
         mass = torch.zeros(len(pair), len(active), device=weight.device)
         mass.index_put_((row[here], column), points.mass[here], accumulate=True)
-        for part in parts(len(active), inputs, _WEIGHTS):
-            own = weight.index_select(0, active[part]).float()  # a copy
+        pieces = parts(len(active), inputs, _WEIGHTS)
+        rows = weight.new_empty(len(active[pieces[0]]) if pieces else 0, inputs)  # fresh memory each time costs as much
+        for part in pieces:
+            of_part = active[part]
+            own = torch.index_select(weight, 0, of_part, out=rows[: len(of_part)]).float()  # a copy, in memory at hand
             pulls = [_pull(own if sign == signs[-1] else own.clone(), sign * wanted) for sign in signs]
             driven = torch.stack([value @ pull.T for value, pull in zip(driving, pulls, strict=True)]).sum(0)
             share = torch.where(driven > 0, mass[:, part] / driven, 0.0)
