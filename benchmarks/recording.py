@@ -53,14 +53,9 @@ def cases() -> Iterator[tuple[str, tuple[int, ...], int, Work, Work]]:
     for channels, side, kernel, stride, padding in POOLS:
         out = (side + 2 * padding - kernel) // stride + 1
         window = pooling_window([[kernel], [stride], [padding], [1]], (side, side), (out, out))
-        plain = partial(_pooled, sizes=(kernel, stride, padding))
-        yield (
-            f"maximum pool, {kernel} x {kernel} by {stride}",
-            (channels,),
-            side,
-            plain,
-            partial(_pooled_once, window=window),
-        )
+        name = f"maximum pool, {kernel} x {kernel} by {stride}"
+        plain, once = partial(_pooled, sizes=(kernel, stride, padding)), partial(_pooled_once, window=window)
+        yield name, (channels,), side, plain, once
     for widths, side in CONCATENATIONS:
         yield "concatenation", widths, side, _joined, lambda maps: concatenated(maps, [0.0] * len(maps))
     for before, after, side, kernel in CONVOLUTIONS:

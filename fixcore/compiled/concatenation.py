@@ -22,23 +22,22 @@ def concatenated(parts: Sequence[Tensor], lowest: Sequence[float]) -> Tensor:
     count, _, height, width = parts[0].shape
     rows, channels = count * height * width, sum(part.shape[1] for part in parts)
     whole = torch.empty(count, channels, height, width, memory_format=torch.channels_last)
-    into = _by_place(whole)
-    begins = 0
+    into, begins = _by_place(whole, rows), 0
+    if len(parts) % 2:
+        parts, lowest = [*parts, parts[0][:, :0]], [*lowest, 0.0]
     # Two at a time: most concatenations have two parts, and a row that is written at once is written faster.
     for at in range(0, len(parts), 2):
-        left, right = (_by_place(part) for part in (parts[at], parts[min(at + 1, len(parts) - 1)]))
-        if at + 1 == len(parts):
-            right = right[:, :0]
-        least = np.array([lowest[at], lowest[min(at + 1, len(parts) - 1)]], dtype=np.float32)
+        left, right = (_by_place(part, rows) for part in parts[at : at + 2])
+        given = (left, right, np.array(lowest[at : at + 2], dtype=np.float32), into, begins)
         written = left.shape[1] + right.shape[1]
-        on_threads(_write, _write_on_threads, (left, right, least, into, begins), rows, rows * written)
+        on_threads(_write, _write_on_threads, given, rows, rows * written)
         begins += written
     return whole
 
 
-def _by_place(maps: Tensor) -> Any:
+def _by_place(maps: Tensor, rows: int) -> Any:
     """Return the same memory as (N * H * W, C)."""
-    return maps.permute(0, 2, 3, 1).reshape(-1, maps.shape[1]).numpy()
+    return maps.permute(0, 2, 3, 1).reshape(rows, maps.shape[1]).numpy()
 
 
 @alone
