@@ -100,18 +100,18 @@ def _operation(node: fx.Node, named: Mapping[str, Any]) -> Operation:
         return packed_convolution(node.target, named)
     if not node.meta["rectifies"]:
         return node.target
-    return _concatenation(named["tensors"], named["dim"]) if node.target is aten.cat.default else _as_it_is
+    return _concatenation(named["tensors"]) if node.target is aten.cat.default else _as_it_is
 
 
 def _as_it_is(value: Tensor) -> Tensor:
     return value
 
 
-def _concatenation(sources: Sequence[fx.Node], dim: int) -> Operation:
+def _concatenation(sources: Sequence[fx.Node]) -> Operation:
     rectifies = [source.meta["rectifies"] for source in sources]
     lowest = [0.0 if waited else -math.inf for waited in rectifies]
 
-    def concatenate(parts: Sequence[Tensor], dim: int = dim) -> Tensor:
+    def concatenate(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
         if is_compiled_for(*parts) and dim == 1 and all([_is_channels_last(part) for part in parts]):
             return concatenated(parts, lowest)
         whole = torch.cat(list(parts), dim)
