@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.cut import LabelCut, called_wrong, choose_cut, in_doubt
 from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.files import replacing
-from pipeline.labels import LabelCut, Survey, called_wrong, check_probabilities, choose_cut, in_doubt, unjudged
+from pipeline.labels import Survey, check_probabilities, unjudged
 from pipeline.runfolder import RunFolder
 
 SAME_PLACE = 0.5

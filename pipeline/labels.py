@@ -2,26 +2,24 @@
 
 N images, K classes. Probabilities are out of sample, float16, float32 or float64 (N, K), and are read in chunks of
 rows, twice: `Survey` gathers what must be known of all rows, `Standards.judge` compares each row with it, and
-`choose_cut` needs only the few numbers left of each row. `find_label_errors` is all of it for an array in memory.
-
-Labels and probabilities do not tell a wrong label from a mistake of the model (`pipeline.noise`). So the cut does not
-stake all on one explanation: four are weighed alike (`EXPLANATIONS`), and where they differ the estimates say so.
+`cut.choose_cut` needs only the few numbers left of each row. `find_label_errors` is all of it for an array in memory.
 
 Source of the thresholds and of what "confident" means: Northcutt, Jiang, Chuang, "Confident Learning", JAIR 2021, 3.1.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.cut import called_wrong, choose_cut, in_doubt
 from pipeline.errors import ProbabilitiesError
 from pipeline.noise import NoiseModel, Sample
 from pipeline.probs import SUM_TOLERANCE
+from pipeline.verdicts import RIGHT, UNSEEN, WRONG, worth_a_look
 
 Labels = NDArray[np.integer]
 Probabilities = NDArray[np.floating]
@@ -36,33 +34,13 @@ _CHUNK_VALUES = 1 << 22
 """Probabilities judged at once: 16 MB in float32."""
 
 
-EXPLANATIONS = ("scattered", "transitions", "confident", "two opinions")
-"""Why a label and a prediction differ, each a probability that the label is wrong:
-
-- *scattered*: wrong labels fall anywhere, whatever the image shows; all else is the model's mistake (`pipeline.noise`);
-- *transitions*: the same, with a rate for each pair of classes;
-- *confident*: of each class as many labels are wrong as confident learning counts, those that another class outdoes
-  most, each as far as it does;
-- *two opinions*: who labels and who predicts find the same images hard. Where a share d of the images as clear as this
-  one is not predicted as labelled, the label is wrong with 1 - d: the prediction is as reliable as it is confirmed.
-
-The last two are never taken to be less than *scattered*, which asks the least of the data.
-"""
-
-_BLOCK_ROWS, _BLOCKS = 100, 50
-"""Images counted as equally clear for *two opinions*: at least so many, in at most so many blocks."""
-
-_EQUAL_F1 = 1e-6
-"""Closer than this, two cuts count as equally good, and the one with fewer flags is taken."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no single ==
 class LabelAudit:
     """What out-of-sample probabilities say of N given labels."""
 
     label_score: NDArray[np.float32]
-    """(N,) in [0, 1]: estimated probability that the label is right, the mean over `EXPLANATIONS`; low = suspicious;
-    NaN where no label is given."""
+    """(N,) in [0, 1]: estimated probability that the label is right, the mean over `cut.EXPLANATIONS` or over what the
+    verdicts leave possible, 0 or 1 where there is a verdict; low = suspicious; NaN where no label is given."""
     is_error: NDArray[np.bool_]
     """(N,): the label is called wrong."""
     is_in_doubt: NDArray[np.bool_]
@@ -72,11 +50,14 @@ class LabelAudit:
     estimated_errors: float
     """How many of the labels are wrong, in [0, N]."""
     errors_range: tuple[float, float]
-    """The least and the most wrong labels that an explanation finds."""
+    """The least and the most wrong labels that an explanation finds; with verdicts, what nine in ten opinions find that
+    the verdicts leave possible."""
     estimated_precision: float
     """Estimated share of the flags that are right, in [0, 1]; NaN without flags."""
     precision_range: tuple[float, float]
-    """The lowest and the highest precision that an explanation gives the flags; NaN without flags."""
+    """The same of the flags' precision; NaN without flags."""
+    to_review: NDArray[np.int64]
+    """(at most 50,) rows whose verdicts would settle most; see `verdicts.worth_a_look`."""
 
     def estimated_prefix_precision(self) -> NDArray[np.float64]:
         """Return, for every n, the estimated share of wrong labels among the n most suspicious, (labelled rows,)."""
@@ -106,21 +87,6 @@ class Judgements:
     """(n,) in [0, 1]: how far the most probable class is ahead of the second."""
 
 
-@dataclass(frozen=True, slots=True)
-class LabelCut:
-    """Where the ranking by `label_score` is cut: a label that another class outdoes is called wrong up to `limit`."""
-
-    limit: float
-    """In [0, 1], or -1: no row is called an error."""
-    doubt_limit: float
-    """In [0, 1], or -1: the same for the labels in doubt beyond."""
-    estimated_errors: float
-    errors_range: tuple[float, float]
-    estimated_precision: float
-    precision_range: tuple[float, float]
-    """As in `LabelAudit`."""
-
-
 JUDGED = np.dtype(
     [
         ("own_share", np.float32),  # NaN: nothing to judge
@@ -133,9 +99,11 @@ JUDGED = np.dtype(
         ("clarity", np.float32),
         ("scattered", np.float32),
         ("transitions", np.float32),
+        ("verdict", np.int8),  # of a person, as in `verdicts`
     ]
 )
-"""What is kept of each row: fields of `Judgements`, and the probability of an error by the fitted explanations."""
+"""What is kept of each row: fields of `Judgements`, the probability of an error by the fitted explanations, and what a
+person said of the label."""
 
 
 def unjudged(count: int) -> NDArray[np.void]:
@@ -143,6 +111,7 @@ def unjudged(count: int) -> NDArray[np.void]:
     rows = np.zeros(count, JUDGED)
     for name in ("own_share", "confidence", "clarity", "scattered", "transitions"):
         rows[name] = np.nan
+    rows["verdict"] = UNSEEN
     return rows
 
 
@@ -262,89 +231,23 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
     )
 
 
-def explanations(judged: NDArray[np.void]) -> NDArray[np.float32]:
-    """Return how probably each row's label is wrong by each of `EXPLANATIONS`, (4, n); NaN: nothing to judge."""
-    share, scattered = judged["own_share"], judged["scattered"]
-    confident = np.where(_confidently_wrong(judged), 1 - share, 0)
-    disagrees = share < 0.5
-    edges = np.zeros(0, np.float32)
-    known = ~np.isnan(share)
-    blocks = min(_BLOCKS, int(np.count_nonzero(known)) // _BLOCK_ROWS)
-    if blocks > 1:
-        # Edges are values, so that equal rows are in the same block whatever their order.
-        edges = np.unique(np.quantile(judged["confidence"][known], np.arange(1, blocks) / blocks, method="lower"))
-    block = np.searchsorted(edges, judged["confidence"])
-    rows, differ = (np.bincount(block[chosen], minlength=len(edges) + 2) for chosen in (known, known & disagrees))
-    opinion = np.where(disagrees, 1 - (differ / np.maximum(rows, 1))[block], 0)
-    wrong = np.stack([scattered, judged["transitions"], np.fmax(confident, scattered), np.fmax(opinion, scattered)])
-    wrong[:, ~known] = np.nan
-    return wrong.astype(np.float32)
-
-
-def _confidently_wrong(judged: NDArray[np.void]) -> NDArray[np.bool_]:
-    """Return the rows that confident learning prunes, (n,): of each class as many as its calibrated joint counts.
-
-    Of the rows labelled i that confidently show any class, a share shows another one; that share of all rows labelled i
-    is wrong (JAIR 2021, 3.1 and 3.2), here those with the lowest own share.
-    """
-    label, share = judged["label"], judged["own_share"]
-    classes = int(label.max(initial=-1)) + 1
-    images, counted, doubted = (
-        np.bincount(label[(label >= 0) & chosen], minlength=classes)
-        for chosen in (~np.isnan(share), judged["is_counted"], judged["is_doubted"])
-    )
-    wrong = np.rint(images * doubted / np.maximum(counted, doubted + 1))
-    rows = np.flatnonzero(share < 0.5)
-    rows = rows[np.lexsort((share[rows], label[rows]))]
-    starts = np.searchsorted(label[rows], np.arange(classes))
-    place = np.arange(len(rows)) - starts[label[rows]]
-    found = np.zeros(len(judged), dtype=bool)
-    found[rows[place < wrong[label[rows]]]] = True
-    return found
-
-
-def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]:
-    """Return each row's `label_score` (n,), and where to cut it.
-
-    Rows that another class outdoes (own share below 0.5) are flagged from the most suspicious on. With n flags an
-    explanation that gives row i an error with probability q_i expects F1 = 2 sum(q of the flagged) / (n + sum(q)); the
-    cut is where the mean of the four is largest. No parameter is to be set. Rows of equal score are treated alike.
-    """
-    wrong = explanations(judged)
-    score: NDArray[np.float32] = 1 - wrong.mean(axis=0)
-    known = ~np.isnan(score)
-    errors = wrong[:, known].sum(axis=1, dtype=np.float64)
-    expected = (float(errors.mean()), (float(errors.min()), float(errors.max())))
-    rows = np.flatnonzero(judged["own_share"] < 0.5)
-    rows = rows[np.argsort(score[rows], kind="stable")]
-    if not len(rows):
-        return score, LabelCut(-1.0, -1.0, *expected, math.nan, (math.nan, math.nan))
-    found = np.cumsum(wrong[:, rows], axis=1, dtype=np.float64)
-    count = np.arange(1, len(rows) + 1)
-    f1 = (2 * found / np.maximum(count + errors[:, None], 1e-9)).mean(axis=0)
-    f1[:-1][np.diff(score[rows]) == 0] = 0  # only where the next score is another one
-    at = int(np.argmax(f1 >= f1.max() - _EQUAL_F1))
-    precision = found[:, at] / count[at]
-    share, limit, flags = (float(precision.min()), float(precision.max())), float(score[rows[at]]), int(count[at])
-    if round(float(found[:, at].mean())) == 0:  # not even one right flag is to be expected
-        share, limit, flags, precision = (math.nan, math.nan), -1.0, 0, np.full(1, math.nan)
-    left = expected[0] - (float(found[:, flags - 1].mean()) if flags else 0.0)
-    last = min(flags + math.ceil(max(left, 0.0)), len(rows)) - 1
-    doubt = float(score[rows[last]]) if last >= flags else limit
-    return score, LabelCut(limit, doubt, *expected, float(precision.mean()), share)
-
-
-def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
+def find_label_errors(probs: Probabilities, labels: Labels, verdicts: NDArray[np.integer] | None = None) -> LabelAudit:
     """Say which of N labels are wrong, given out-of-sample probabilities (N, K), K >= 2.
 
     `labels` is (N,) in 0 .. K - 1; -1 is a row without label, which is not judged. No parameter is to be set; ranking
-    and cut are those of `choose_cut`. The probabilities are read in chunks and never copied whole.
+    and cut are those of `cut.choose_cut`. The probabilities are read in chunks and never copied whole.
+
+    `verdicts` (N,) is what people said of some labels: 1 wrong, 0 right, -1 nobody looked. Fifty of them, on the rows
+    of `LabelAudit.to_review`, settle much that probabilities cannot.
 
     Raises:
         ProbabilitiesError: there are no rows or fewer than two classes; the shapes do not fit each other; a row is
             not finite, has a negative value or does not sum to 1; a label is out of range.
+        ValueError: verdicts of another shape than the labels, or other than -1, 0 and 1.
 
     """
+    if verdicts is not None and (verdicts.shape != labels.shape or not np.isin(verdicts, (UNSEEN, RIGHT, WRONG)).all()):
+        raise ValueError("verdicts are one per label: 1 wrong, 0 right, -1 nobody looked")
     if probs.ndim != 2 or labels.shape != (len(probs),):
         raise ProbabilitiesError(
             f"probabilities {probs.shape} and labels {labels.shape} do not fit: expected (N, K) and (N,)"
@@ -364,6 +267,8 @@ def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
     judged = unjudged(len(probs))
     for rows in _chunks(probs):
         judged[rows] = standards.judge(probs[rows], labels[rows])
+    if verdicts is not None:
+        judged["verdict"] = verdicts
     score, cut = choose_cut(judged)
     return LabelAudit(
         label_score=score,
@@ -374,20 +279,8 @@ def find_label_errors(probs: Probabilities, labels: Labels) -> LabelAudit:
         errors_range=cut.errors_range,
         estimated_precision=cut.estimated_precision,
         precision_range=cut.precision_range,
+        to_review=worth_a_look(score, judged["own_share"] < 0.5, judged["verdict"]),
     )
-
-
-def called_wrong(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
-    """Return which rows' labels are called wrong, (n,)."""
-    flags: NDArray[np.bool_] = (judged["own_share"] < 0.5) & (score <= np.float32(cut.limit))
-    return flags
-
-
-def in_doubt(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
-    """Return which rows' labels are in doubt without being called wrong, (n,)."""
-    beyond = score > np.float32(cut.limit)
-    flags: NDArray[np.bool_] = (judged["own_share"] < 0.5) & beyond & (score <= np.float32(cut.doubt_limit))
-    return flags
 
 
 def check_probabilities(

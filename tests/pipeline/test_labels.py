@@ -13,14 +13,14 @@ from cleanlab.filter import find_label_issues
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import cut as cut_module
 from pipeline import labels as module
+from pipeline.cut import choose_cut, explanations
 from pipeline.errors import ProbabilitiesError
 from pipeline.labels import (
     SelfConfidence,
     Survey,
     check_probabilities,
-    choose_cut,
-    explanations,
     find_label_errors,
     judge_labels,
     unjudged,
@@ -187,7 +187,7 @@ def test_the_explanations_as_loops_say(audit, rows_a_block):
     survey.add(probs, labels)
     judged = survey.standards().judge(probs, labels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK_ROWS", rows_a_block)
+        patch.setattr(cut_module, "_BLOCK_ROWS", rows_a_block)
         wrong = explanations(judged)
     thresholds = in_chunks(probs, labels, 7).thresholds(fill_absent=True)
     row = judge_labels(probs, labels, thresholds)
