@@ -18,7 +18,7 @@ import typer
 from pipeline.config import RunConfig, resolve_config
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import; --help must not wait for them
-    from jobs.run import RunResult
+    from jobs.result import RunResult
 
 app = typer.Typer(
     name="fixaudit",
@@ -112,6 +112,7 @@ def run(
     weights: Annotated[Text, _option("weights", metavar="FILE")] = None,
     classes: Annotated[Text, _option("classes", metavar="FILE")] = None,
     probs: Annotated[Text, _option("probs", metavar="FILE")] = None,
+    reviewed: Annotated[Text, _option("reviewed", metavar="FILE")] = None,
     folds: Annotated[Text, _option("folds", metavar="N")] = None,
     seed: Annotated[Text, _option("seed", metavar="N")] = None,
     epochs: Annotated[Text, _option("epochs", metavar="N")] = None,
@@ -138,15 +139,7 @@ def run(
     Settings come from a TOML file, are overruled by FIXAUDIT_* variables, and those by what is said here.
     """
     settings = resolve_config(config, os.environ, {key: ctx.params[key] for key in _SETTINGS})
-    result = _audit(settings, quiet=quiet)
-    if as_json:
-        _print_json(_facts(result))
-    else:
-        _print_result(result)
-    for line in result.exceeded:
-        print(f"over the limit: {line}", file=sys.stderr)
-    if result.exceeded:
-        raise typer.Exit(_EXCEEDED)
+    _conclude(_audit(settings, quiet=quiet), as_json=as_json)
 
 
 @app.command()
@@ -274,7 +267,7 @@ def explain(
 @_one_line_errors
 def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
     """Write the report of a run anew, and print where it lies."""
-    from jobs.run import read_facts
+    from jobs.result import read_facts
     from pipeline.report import write_report
     from pipeline.runfolder import RunFolder
 
@@ -284,6 +277,30 @@ def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
         _print_json({"report": str(path)})
     else:
         print(path)
+
+
+@app.command()
+@_one_line_errors
+def review(
+    run: RunPath,
+    verdicts: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="CSV or Parquet of image_id and verdict, right or wrong [RUN/review.csv]"),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    debug: Debug = False,
+) -> None:
+    """Weigh what people said of some labels, and conclude the audit anew; nothing is judged again.
+
+    Fifty images wait in RUN/review.html (pictures, keys) and RUN/review.csv (a list); their verdicts tell which of the
+    disagreements are wrong labels and which the model's mistakes.
+    """
+    from jobs.progress import Reporter
+    from jobs.review import review_run
+    from pipeline.runfolder import RunFolder
+
+    _conclude(review_run(RunFolder(run), verdicts, Reporter(quiet=quiet)), as_json=as_json)
 
 
 @app.command()
@@ -328,6 +345,18 @@ def _audit(settings: RunConfig, *, quiet: bool) -> RunResult:
     return run_audit(settings, engine, Reporter(quiet=quiet))
 
 
+def _conclude(result: RunResult, *, as_json: bool) -> None:
+    """Print what was found, and end with code 1 where it exceeds a limit."""
+    if as_json:
+        _print_json(_facts(result))
+    else:
+        _print_result(result)
+    for line in result.exceeded:
+        print(f"over the limit: {line}", file=sys.stderr)
+    if result.exceeded:
+        raise typer.Exit(_EXCEEDED)
+
+
 def _facts(result: RunResult) -> dict[str, Any]:
     return {
         "run": str(result.folder.path),
@@ -336,7 +365,10 @@ def _facts(result: RunResult) -> dict[str, Any]:
         "counts": result.counts,
         "warnings": list(result.warnings),
         "exceeded": list(result.exceeded),
-        **{name: result.summary[name] for name in ("estimated_errors", "estimated_precision", "shortcuts")},
+        **{
+            name: result.summary[name]
+            for name in ("reviewed", "reviewed_wrong", "estimated_errors", "estimated_precision", "shortcuts")
+        },
     }
 
 
@@ -352,6 +384,8 @@ def _print_result(result: RunResult) -> None:
     if counts["error"]:
         print(f"unreadable:        {counts['error']:,} (the report says why)")
     told = result.summary
+    if told["reviewed"]:
+        print(f"looked at:         {told['reviewed']:,}, of which {told['reviewed_wrong']:,} are wrong")
     if told["estimated_errors"]:
         low, high = told["estimated_errors_range"]
         print(f"wrong labels in all: about {told['estimated_errors']:,.0f} ({low:,.0f} to {high:,.0f})")
@@ -361,6 +395,8 @@ def _print_result(result: RunResult) -> None:
     for one in told["shortcuts"]:
         print(f"shortcut? {printable(one['name'])}: its evidence gathers in the {one['where']}")
     print(f"report: {result.folder.report}")
+    if told["worth_a_look"]:
+        print(f"look:   {result.folder.review_page} ({amount(told['worth_a_look'], 'image')} that would settle most)")
     if result.first_issue is not None:
         print(f"next:   fixaudit explain {shell_word(str(result.folder.path))} {shell_word(result.first_issue)}")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import math
 import platform
 import shutil
@@ -23,8 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 
 from jobs.claim import check_out, claim_folder, refuse_complete
@@ -32,47 +29,26 @@ from jobs.engine import Engine
 from jobs.machine import usable_device
 from jobs.prepare import PREVIEW, Preparation, Prepared
 from jobs.progress import Reporter
+from jobs.result import RunResult, conclude, result_of, write_pages
 from jobs.shards import CommitEvidence, is_committed
 from pipeline import schema
-from pipeline.audit import write_audit
 from pipeline.config import RunConfig
-from pipeline.errors import DatasetError, RunFolderError
+from pipeline.errors import DatasetError
 from pipeline.evidence import EvidenceStep
 from pipeline.files import write_json, write_parquet
 from pipeline.folds import fold_warnings
 from pipeline.gate import parse_gates, require_classes, write_junit
 from pipeline.images import decode_shard
-from pipeline.issues import write_issues
 from pipeline.judge import JudgePlan
 from pipeline.manifest import Manifest, read_class_names, read_manifest
 from pipeline.models import LoadedModel, load_model, resolve_classes
-from pipeline.report import write_report
+from pipeline.review import known_verdicts, read_verdicts
 from pipeline.runfolder import RunFolder
-from pipeline.summary import write_summary
 
 _LARGEST_SHARD, _SMALLEST_SHARD = 256, 16
 _FEWEST_SHARDS = 32
 """Few images are cut into at least so many shards, of `_SMALLEST_SHARD` images or more, to keep all workers busy."""
 _PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunResult:
-    """What a run found."""
-
-    folder: RunFolder
-    counts: dict[str, int]
-    """images, ok, error, and one number per kind of flag."""
-    seconds: float
-    """From start to report, of this call alone."""
-    warnings: tuple[str, ...]
-    """What the user should know, a line each."""
-    first_issue: str | None
-    """image_id of the most suspicious image that can be drawn; None where nothing is flagged."""
-    exceeded: tuple[str, ...]
-    """What exceeds the limits of `fail_on`, a sentence each."""
-    summary: dict[str, Any]
-    """What summary.json says."""
 
 
 def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResult:
@@ -85,14 +61,6 @@ def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResul
     bad image raises nothing.
     """
     return _Run(config, engine, reporter).audit()
-
-
-def read_facts(folder: RunFolder) -> dict[str, Any]:
-    """Return what run.json says; RunFolderError if this is no complete run."""
-    if not folder.is_complete:
-        raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it")
-    facts: dict[str, Any] = json.loads(folder.run_json.read_text(encoding="utf-8"))
-    return facts
 
 
 @dataclass(slots=True)
@@ -112,6 +80,7 @@ class _Run:
             refuse_complete(self._folder(""))
         with self._timed("manifest"):
             manifest = self._read_manifest(None)
+        verdicts = self._read_verdicts(manifest)
         with self._timed("model"):
             loaded = self._load_model()
             if config.predict == "direct" and config.classes is None:
@@ -139,25 +108,15 @@ class _Run:
             )
             raise
         with self._timed("audit"):
-            write_audit(folder, manifest.class_names)
-            write_issues(folder)
-            summary = dataclasses.asdict(write_summary(folder, manifest.class_names))
+            summary = conclude(folder, manifest.class_names, verdicts)
         with self._timed("report"):
-            write_report(folder)
-        counts = _counts(folder)
-        write_json(self._facts(manifest, loaded, prepared.plan, counts), folder.run_json)
+            write_pages(folder)
+        result = result_of(folder, summary, gates, seconds=self._seconds(), warnings=self.warnings)
+        write_json(self._facts(manifest, loaded, prepared.plan, result.counts), folder.run_json)
         shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
         if config.junit is not None:
             write_junit(Path(config.junit), gates, summary)
-        return RunResult(
-            folder=folder,
-            counts=counts,
-            seconds=self._seconds(),
-            warnings=tuple(self.warnings),
-            first_issue=_first_issue(folder),
-            exceeded=tuple(line for gate in gates for line in gate.exceeded(summary)),
-            summary=summary,
-        )
+        return result
 
     def _read_manifest(self, class_names: Sequence[str] | None) -> Manifest:
         config = self.config
@@ -176,6 +135,16 @@ class _Run:
                 "learns to tell classes apart: add another class, or use --predict direct with a model that knows more"
             )
         return manifest
+
+    def _read_verdicts(self, manifest: Manifest) -> dict[str, bool]:
+        """Read what people said before any work, so that a mistake in the file costs none."""
+        if self.config.reviewed is None:
+            return {}
+        path = Path(self.config.reviewed)
+        verdicts, warning = known_verdicts(read_verdicts(path), manifest.table["image_id"], path)
+        if warning is not None:
+            self._warn(warning)
+        return verdicts
 
     def _load_model(self) -> LoadedModel | None:
         """Load the model here once, so that a wrong name or file is told before any work; workers load their own."""
@@ -294,16 +263,3 @@ class _Run:
 
 def _path(name: str | None) -> Path | None:
     return None if name is None else Path(name)
-
-
-def _counts(folder: RunFolder) -> dict[str, int]:
-    table = pq.read_table(folder.audit, columns=["status", "is_mislabeled", "is_ambiguous", "is_adversarial_drift"])
-    status = {name: int(pc.sum(pc.equal(table["status"], name)).as_py() or 0) for name in schema.STATUSES}
-    flags = {name: int(pc.sum(table[f"is_{name}"]).as_py() or 0) for name in schema.ISSUES[:3]}
-    return {"images": len(table), **status, **flags}
-
-
-def _first_issue(folder: RunFolder) -> str | None:
-    issues = pq.read_table(folder.issues, columns=["image_id", "issue"])
-    drawn = issues.filter(pc.not_equal(issues["issue"], "unreadable"))
-    return str(drawn["image_id"][0]) if len(drawn) else None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.files import replacing
 from pipeline.labels import Survey, check_probabilities, unjudged
 from pipeline.runfolder import RunFolder
+from pipeline.verdicts import RIGHT, UNSEEN, WRONG, worth_a_look
 
 SAME_PLACE = 0.5
 """Overlap from which the evidence before and after smoothing lies in the same place: the larger half coincides."""
@@ -46,9 +47,10 @@ _BATCH_VALUES = 1 << 22
 _BATCH_ROWS = 8192
 
 
-def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
+def write_audit(run: RunFolder, class_names: Sequence[str], wrong: Mapping[str, bool] | None = None) -> None:
     """Write audit.parquet: one row per row of the evidence, in its order, under `schema.AUDIT`.
 
+    `wrong` is what people said of some labels, by image_id: True, the label is wrong; False, it is right.
     The file's metadata holds the cut between right and wrong labels (`read_label_cut`) and the names of the classes
     (`read_audited_classes`). An image that could not be
     read has null scores and no flag. With one class there is nothing to compare: all scores but drift's are null.
@@ -60,9 +62,16 @@ def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
         RunFolderError: the evidence cannot be read, or audit.parquet cannot be written.
 
     """
-    judged = _judge(run.evidence_parts(), len(class_names))
+    judged = _judge(run.evidence_parts(), len(class_names), wrong or {})
     score, cut = choose_cut(judged.images)
-    is_error, doubted = called_wrong(judged.images, score, cut), in_doubt(judged.images, score, cut)
+    called = _Called(
+        judged.images,
+        score,
+        called_wrong(judged.images, score, cut),
+        in_doubt(judged.images, score, cut),
+        np.zeros(len(score), bool),
+    )
+    called.is_worth_a_look[worth_a_look(score, judged.images["own_share"] < 0.5, judged.images["verdict"])] = True
     limit = _shift_limit(judged.calm_shifts)
     kept = json.dumps(_without_nan(asdict(cut)))
     told = {_LABELS_KEY: kept.encode(), _CLASSES_KEY: json.dumps(list(class_names)).encode()}
@@ -72,8 +81,7 @@ def write_audit(run: RunFolder, class_names: Sequence[str]) -> None:
     with replacing(run.audit) as partial, pq.ParquetWriter(partial, declared, compression="zstd") as writer:
         for batch in scan(run.evidence_parts(), _WRITTEN_FROM):
             stop = start + len(batch)
-            at = slice(start, stop)
-            table = _rows(batch, judged.images[at], score[at], is_error[at], doubted[at], limit, names)
+            table = _rows(batch, called.between(start, stop), limit, names)
             writer.write_table(table.cast(declared))
             start = stop
 
@@ -138,8 +146,24 @@ class _Judged:
     """Shifts of the images whose prediction is the given label."""
 
 
-def _judge(parts: Sequence[Path], classes: int) -> _Judged:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Called:
+    """What labels and probabilities come to, and people's verdicts, (N,) each."""
+
+    judged: NDArray[np.void]
+    score: NDArray[np.float32]
+    is_error: NDArray[np.bool_]
+    is_in_doubt: NDArray[np.bool_]
+    is_worth_a_look: NDArray[np.bool_]
+
+    def between(self, start: int, stop: int) -> _Called:
+        return _Called(*(getattr(self, one.name)[start:stop] for one in fields(self)))
+
+
+def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _Judged:
     """Read the probabilities twice: for the thresholds, and to compare each row with them."""
+    told = pa.array(wrong, pa.string())
+    verdicts = np.array([*(WRONG if one else RIGHT for one in wrong.values()), UNSEEN], np.int8)
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_VALUES // max(classes, 1)))
     survey = Survey(max(1, classes))
     shifts = [np.zeros(0, np.float32)]
@@ -159,6 +183,8 @@ def _judge(parts: Sequence[Path], classes: int) -> _Judged:
         rows, probs = _probabilities(batch, classes)
         if len(rows):
             into[rows] = standards.judge(probs, integers(batch, "label")[rows])
+            place = pc.index_in(batch.column("image_id"), value_set=told).fill_null(-1).to_numpy(zero_copy_only=False)
+            into["verdict"][rows] = verdicts[place[rows]]  # the last one is for images that nobody looked at
         judged.append(into)
     return _Judged(np.concatenate(judged), np.concatenate(shifts))
 
@@ -169,16 +195,15 @@ _WRITTEN_FROM = (
 )
 
 
-def _rows(
-    batch: Any,
-    judged: NDArray[np.void],
-    score: NDArray[np.float32],
-    is_error: NDArray[np.bool_],
-    doubted: NDArray[np.bool_],
-    shift_limit: float,
-    names: pa.Array,
-) -> pa.Table:
+_WORDS = pa.array(["right", "wrong"])  # by verdict
+
+
+def _rows(batch: Any, called: _Called, shift_limit: float, names: pa.Array) -> pa.Table:
     """Apply the rules to one batch."""
+    judged = called.judged
+    # Where a person looked, there is nothing left to infer.
+    verdict = np.where(np.isnan(called.score), UNSEEN, judged["verdict"])
+    open_question = verdict == UNSEEN
     ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
     label, pred = integers(batch, "label"), integers(batch, "pred")
 
@@ -192,9 +217,9 @@ def _rows(
     # object, and the probabilities decide between its readings.
     # Beyond the errors, as many labels are in doubt as errors are still to be expected: a weak model disagrees with
     # many more, and those are its own mistakes.
-    can_be_read = judged["is_candidate"] & ~nothing_for_label
-    is_ambiguous = can_be_read & (doubted | (is_error & apart))
-    is_mislabeled = is_error & ~is_ambiguous
+    can_be_read = judged["is_candidate"] & ~nothing_for_label & open_question
+    is_ambiguous = can_be_read & (called.is_in_doubt | (called.is_error & apart))
+    is_mislabeled = called.is_error & ~is_ambiguous
 
     shift, smoothed = _floats(batch, "squeeze_shift"), integers(batch, "squeeze_pred")
     turned = (label >= 0) & (pred != label) & (smoothed >= 0) & (smoothed != pred)
@@ -204,16 +229,16 @@ def _rows(
     # undecided images do, so there the prediction must have held the majority.
     is_drift = turned & stays & (shift >= shift_limit) & (back | (judged["confidence"] > 0.5))
     # The prediction is what speaks against the label; where smoothing takes it back, nothing does.
-    is_mislabeled &= ~(is_drift & back)
+    is_mislabeled &= ~(is_drift & back & open_question)
     is_ambiguous &= ~(is_drift & back)
 
-    suggested = pa.array(pred, pa.int32(), mask=~((is_mislabeled | is_ambiguous) & ok))
+    suggested = pa.array(pred, pa.int32(), mask=~((is_mislabeled | is_ambiguous) & ok & (pred != label)))
     columns = {
         "image_id": batch.column("image_id"),
         "status": batch.column("status"),
         "label": batch.column("label"),
         "label_name": batch.column("label_name"),
-        "label_score": _nullable(score),
+        "label_score": _nullable(called.score),
         "ambiguity_score": _nullable(judged["clarity"]),
         "drift_score": _nullable(1 - shift),
         "is_mislabeled": is_mislabeled & ok,
@@ -221,6 +246,8 @@ def _rows(
         "is_adversarial_drift": is_drift & ok,
         "suggested_label": suggested,
         "suggested_name": names.take(suggested),
+        "verdict": _WORDS.take(pa.array(verdict, pa.int8(), mask=open_question)),
+        "is_worth_a_look": called.is_worth_a_look,
     }
     return pa.table(columns)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import zip_longest
@@ -73,7 +73,7 @@ class Card:
     """One flagged image."""
 
     number: int
-    """The best rank among its findings; unique in the report."""
+    """The best rank among its findings, or its place among those asked about; unique in the page."""
     image_id: str
     findings: tuple[Finding, ...]
     suggestions: tuple[str, ...]
@@ -98,8 +98,22 @@ def flagged_cards(run: RunFolder, limits: Limits) -> Iterator[tuple[Card, str | 
     turns = [image_id for turn in zip_longest(*tops) for image_id in turn if image_id is not None]
     chosen = list(dict.fromkeys(turns))[: limits.cards]
     findings = findings_of(run, chosen)
+    yield from _cards(run, {image_id: findings[image_id][0].rank for image_id in chosen}, findings, limits)
+
+
+def asked_cards(run: RunFolder, image_ids: Sequence[str], limits: Limits) -> Iterator[Card]:
+    """Yield the cards of images that people are asked about, numbered in their order."""
+    numbers = {image_id: number for number, image_id in enumerate(image_ids, 1)}
+    for card, _ in _cards(run, numbers, findings_of(run, image_ids), limits):
+        yield card
+
+
+def _cards(
+    run: RunFolder, numbers: Mapping[str, int], findings: Mapping[str, list[Finding]], limits: Limits
+) -> Iterator[tuple[Card, str | None]]:
+    """Yield the cards of images, in the order of `numbers`, with the image's digest."""
     drawn: dict[str, tuple[ImageEvidence, Canvas, tuple[Panel, ...]]] = {}
-    for image in read_evidence(run, chosen):
+    for image in read_evidence(run, list(numbers)):
         canvas = Canvas(image.width or 1, image.height or 1)
         panels = _panels(image, canvas, limits.points)
         # The points are in the drawing now; what every shown image keeps in memory is a few kilobytes.
@@ -107,19 +121,19 @@ def flagged_cards(run: RunFolder, limits: Limits) -> Iterator[tuple[Card, str | 
     digests = {
         image.sha256
         for image, _, _ in drawn.values()
-        if image.sha256 and any(finding.issue == "duplicate_conflict" for finding in findings[image.image_id])
+        if image.sha256 and any(one.issue == "duplicate_conflict" for one in findings.get(image.image_id, ()))
     }
     twins = twins_of(run, digests, limits.twins)
-    for image_id in chosen:
+    for image_id, number in numbers.items():
         if image_id in drawn:
             image, canvas, panels = drawn[image_id]
             same = twins.get(image.sha256 or "", [])
             yield (
                 Card(
-                    number=findings[image_id][0].rank,
+                    number=number,
                     image_id=image_id,
-                    findings=tuple(findings[image_id]),
-                    suggestions=_suggestions(findings[image_id], image),
+                    findings=tuple(findings.get(image_id, ())),
+                    suggestions=_suggestions(findings.get(image_id, ()), image),
                     canvas=canvas,
                     picture=_picture(image, limits.thumbnail),
                     panels=panels,

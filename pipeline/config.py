@@ -64,6 +64,10 @@ class RunConfig:
     probs: str | None = field(
         default=None, metadata=_place("Parquet or CSV of image_id and probabilities, for predict = probs")
     )
+    reviewed: str | None = field(
+        default=None,
+        metadata=_place("CSV or Parquet of image_id and verdict, right or wrong: what people said"),
+    )
     folds: int = field(
         default=5,
         metadata=_about("parts of probe and train; each image is judged by the one that never saw it", low=2),

@@ -104,7 +104,9 @@ def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]
         f1 = (2 * (certain + found) / np.maximum(certain + count + errors[:, None], 1e-9)).mean(axis=0)
         f1[:-1][np.diff(score[rows]) == 0] = 0  # only where the next score is another one
         flags = 1 + int(np.argmax(f1 >= f1.max() - _EQUAL_F1))
-        worth = round(float(found[:, flags - 1].mean())) > 0  # at least one right flag is to be expected
+        # At least one right flag is to be expected; where people found hardly an error, by nearly all opinions.
+        expected = found[:, flags - 1]
+        worth = round(_range(expected, told)[0] if told else float(expected.mean())) > 0
         without = float((2 * certain / np.maximum(certain + errors, 1e-9)).mean())
         if not worth or f1[flags - 1] < without + _EQUAL_F1:
             flags = 0

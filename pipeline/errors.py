@@ -5,7 +5,8 @@ AuditError
 ├── DatasetError         no such folder, no image in it, one class only
 ├── ModelError           an unknown model, weights that do not fit, a download that is impossible
 ├── ProbabilitiesError   probabilities of the wrong width, ids that do not match
-└── RunFolderError       a run folder that cannot be written, is complete already, or is not a run
+├── RunFolderError       a run folder that cannot be written, is complete already, or is not a run
+└── VerdictsError        a file of verdicts that cannot be read, or is of other images
 """
 
 
@@ -31,3 +32,7 @@ class ProbabilitiesError(AuditError):
 
 class RunFolderError(AuditError):
     """A run folder cannot be written, or what is asked for is not in it."""
+
+
+class VerdictsError(AuditError):
+    """What people said of labels cannot be used as it stands."""

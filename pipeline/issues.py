@@ -29,6 +29,7 @@ assert sorted(ORDER) == sorted(schema.ISSUES)
 _FLAGS = ("is_mislabeled", "is_ambiguous", "is_adversarial_drift")
 _AUDITED = (
     *("image_id", "status", "label_name", "label_score", "ambiguity_score", "drift_score", "suggested_name"),
+    "verdict",
     *_FLAGS,
 )
 _EVIDENCE = (
@@ -111,6 +112,7 @@ def _issues_of(audited: dict[str, Any], evidence: dict[str, Any], names: tuple[s
         pred_probability=evidence["pred_probability"],
         traced=evidence["pred_box"] is not None,
         distance=evidence["evidence_distance"],
+        confirmed=audited["verdict"] == "wrong",
     )
     suggested = audited["suggested_name"]
     if audited["is_mislabeled"]:

@@ -27,6 +27,8 @@ class Seen:
     """There is evidence for the prediction, so a lack of it for the label means something."""
     distance: float | None
     """How far apart the evidence for label and prediction lies, in units of its spread; None: not both have any."""
+    confirmed: bool = False
+    """A person says that the label is wrong."""
 
     @property
     def label(self) -> str:
@@ -63,6 +65,19 @@ class Copy:
 
 def mislabeled(seen: Seen) -> str:
     """Say why the label looks wrong."""
+    if seen.confirmed:
+        return (
+            f"{_CONFIRMED} {_looks_wrong(seen)}"
+            if seen.pred_name != seen.label_name
+            else (f"{_CONFIRMED} The image is taken for {seen.pred}, as labelled ({_likely(seen.pred_probability)}).")
+        )
+    return _looks_wrong(seen)
+
+
+_CONFIRMED = "A person looked and says that the label is wrong."
+
+
+def _looks_wrong(seen: Seen) -> str:
     claim = (
         f"Labelled {seen.label} ({_likely(seen.label_probability)}), but it looks like {seen.pred} "
         f"({_likely(seen.pred_probability)})."

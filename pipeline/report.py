@@ -6,29 +6,24 @@ number of cards is spent; the page says how many of how many it shows. Only rows
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.cards import NAME_LENGTH, Card, Limits, flagged_cards
 from pipeline.errors import RunFolderError
 from pipeline.files import write_text
 from pipeline.findings import Finding, count_findings, dataset_name, top_findings
+from pipeline.page import environment
 from pipeline.runfolder import RunFolder
 from pipeline.schema import ISSUES, VERSION
-from pipeline.wording import TITLES, amount, count, percent, printable, score, shell_word, shortened
+from pipeline.wording import TITLES, count, percent, printable, shell_word, shortened
 
 __all__ = ["Limits", "write_report"]
 
-_HERE = Path(__file__).parent
-_REASON_LENGTH = 1500
 _CLASS_COLUMNS = (
     ("images", "Images", count),
     ("mislabeled", "Mislabeled", count),
@@ -88,11 +83,11 @@ class _Page:
         self._name = shortened(printable(dataset_name(run) or run.path.name), NAME_LENGTH)
         self._run = shell_word(str(run.path))
         self._issues = repr(str(run.issues))
-        self._card = _environment().get_template("report_card.html")
-        self._page = _environment().get_template("report.html")
+        self._card = environment().get_template("card.html")
+        self._page = environment().get_template("report.html")
 
     def card(self, card: Card) -> Markup:
-        return Markup(self._card.render(card=card, titles=TITLES))  # rendered with autoescape
+        return Markup(self._card.render(card=card, titles=TITLES, asked=None))  # rendered with autoescape
 
     def render(self, cards: Sequence[Markup], shown: dict[str, int], unreadable: list[Finding]) -> str:
         return self._page.render(
@@ -109,10 +104,6 @@ class _Page:
             facts=_facts(self._summary),
             classes=_class_table(self._summary, self._limits.rows),
             shortcuts=self._summary["shortcuts"][: self._limits.rows],
-            style=_inlined("report.css"),
-            script=_inlined("report.js"),
-            style_hash=_digest("report.css"),
-            script_hash=_digest("report.js"),
         )
 
 
@@ -132,6 +123,8 @@ def _facts(summary: dict[str, Any]) -> dict[str, Any]:
         "images": summary["images"],
         "errors": summary["estimated_errors"],
         "errors_range": summary["estimated_errors_range"],
+        "reviewed": summary["reviewed"],
+        "reviewed_wrong": summary["reviewed_wrong"],
         "doubt": summary["estimated_noise"],
         "accuracy": summary["accuracy"],
     }
@@ -155,34 +148,3 @@ def _class_table(summary: dict[str, Any], limit: int) -> dict[str, Any]:
         ],
         "count": len(classes),
     }
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    environment.filters["count"] = count
-    environment.filters["score"] = score
-    environment.filters["amount"] = amount
-    environment.filters["printable"] = lambda name: shortened(printable(name), NAME_LENGTH)
-    environment.filters["prose"] = lambda reason: shortened(printable(reason), _REASON_LENGTH)
-    return environment
-
-
-@cache
-def _inlined(name: str) -> Markup:
-    """Return one of our own style or script files, as it stands inside the page."""
-    text = (_HERE / name).read_text(encoding="utf-8")
-    assert "</" not in text  # would end the element
-    return Markup(text)  # ships with the program
-
-
-def _digest(name: str) -> str:
-    """Return what the content security policy must name for `name` to run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(_inlined(name).encode()).digest()).decode("ascii")

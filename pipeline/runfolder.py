@@ -56,6 +56,16 @@ class RunFolder:
         return self.path / "report.html"
 
     @property
+    def review(self) -> Path:
+        """Images worth a look, with a column for the verdicts."""
+        return self.path / "review.csv"
+
+    @property
+    def review_page(self) -> Path:
+        """The same images as pictures, one HTML file that opens offline and writes `review.csv`."""
+        return self.path / "review.html"
+
+    @property
     def work(self) -> Path:
         """What steps hand to later steps (features, heads, weights, commits); may be deleted after the run."""
         return self.path / "work"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 2
+VERSION = 3
 
 _POINTS = pa.list_(pa.int32())
 _MASSES = pa.list_(pa.float32())
@@ -105,8 +105,8 @@ AUDIT = _schema(
     _field(
         "label_score",
         pa.float32(),
-        "in [0, 1]: estimated probability that the given label is right, by the probabilities alone; low = suspicious; "
-        "null where there is no label to judge",
+        "in [0, 1]: estimated probability that the given label is right, by the probabilities alone; 0 or 1 where "
+        "there is a `verdict`; low = suspicious; null where there is no label to judge",
     ),
     _field(
         "ambiguity_score",
@@ -120,7 +120,11 @@ AUDIT = _schema(
         "in [0, 1]: how stable the prediction is under smoothing, 1 - `squeeze_shift`; low = suspicious; null where "
         "not computed",
     ),
-    _field("is_mislabeled", pa.bool_(), "the given label looks wrong, and the evidence does not contradict"),
+    _field(
+        "is_mislabeled",
+        pa.bool_(),
+        "the given label looks wrong, and the evidence does not contradict; or a person says that it is wrong",
+    ),
     _field(
         "is_ambiguous",
         pa.bool_(),
@@ -140,6 +144,16 @@ AUDIT = _schema(
         "or ambiguous (there it is the other reading); else null",
     ),
     _field("suggested_name", pa.string(), "`suggested_label` in words"),
+    _field(
+        "verdict",
+        pa.string(),
+        "what a person said of the given label: `right` or `wrong`; null where nobody looked",
+    ),
+    _field(
+        "is_worth_a_look",
+        pa.bool_(),
+        "one of the at most 50 images whose verdicts would settle most of the doubt; those of review.html",
+    ),
 )
 
 ISSUES_TABLE = _schema(

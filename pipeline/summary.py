@@ -65,20 +65,24 @@ class Summary:
     ok: int = _means("images audited")
     error: int = _means("images that could not be audited")
     judged: int = _means("labels compared with probabilities")
+    reviewed: int = _means("labels among them that a person has looked at")
+    reviewed_wrong: int = _means("labels that a person calls wrong")
     issues: Mapping[str, int] = _means("rows in issues.parquet, by issue; every issue is named")
     accuracy: float | None = _means("share of predictions that equal the given label; null where there is none")
+    worth_a_look: int = _means("images whose verdicts would settle most of the doubt, those of review.html")
     estimated_errors: float | None = _means(
         "estimated number of wrong labels, the sum of 1 - `label_score`; null where none was judged"
     )
     estimated_errors_range: tuple[float, float] | None = _means(
-        "the least and the most wrong labels by one of the four explanations that `label_score` averages"
+        "the least and the most wrong labels by one of the four explanations that `label_score` averages; where people "
+        "have looked, what nine in ten of the opinions come to that their verdicts leave possible"
     )
     estimated_noise: float | None = _means("`estimated_errors` as a share of `judged`")
     estimated_precision: float | None = _means(
         "estimated share of right flags among the labels that the probabilities call wrong; null where none is"
     )
     estimated_precision_range: tuple[float, float] | None = _means(
-        "the lowest and the highest precision by one of the explanations: how sure `estimated_precision` is"
+        "the lowest and the highest precision, likewise: how sure `estimated_precision` is"
     )
     classes: tuple[ClassSummary, ...] = _means("one entry per class, in class order")
     shortcuts: tuple[Shortcut, ...] = _means(
@@ -94,7 +98,7 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
     """
     cut = read_label_cut(run)
     counts = _Counts(len(class_names))
-    for batch in scan([run.audit], ["status", "label", "label_score", *_FLAGS]):
+    for batch in scan([run.audit], ["status", "label", "label_score", "verdict", "is_worth_a_look", *_FLAGS]):
         counts.add_audit(batch)
     for batch in scan(run.evidence_parts(), ["status", "label", "pred"]):
         counts.add_predictions(batch)
@@ -105,6 +109,9 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
         ok=counts.ok,
         error=counts.images - counts.ok,
         judged=judged,
+        reviewed=counts.reviewed,
+        reviewed_wrong=counts.reviewed_wrong,
+        worth_a_look=counts.worth_a_look,
         issues=_issue_counts(run),
         accuracy=_share(counts.right.sum(), counts.predicted.sum()),
         estimated_errors=cut.estimated_errors if judged else None,
@@ -124,7 +131,7 @@ class _Counts:
 
     def __init__(self, classes: int) -> None:
         self._classes = classes
-        self.images = self.ok = 0
+        self.images = self.ok = self.reviewed = self.reviewed_wrong = self.worth_a_look = 0
         self.given, self.judged, self.predicted, self.right, self.flagged = np.zeros((5, classes), np.int64)
         self.wrong, self.wrong_flags = np.zeros((2, classes))
         self.flags = {flag: np.zeros(classes, np.int64) for flag in _FLAGS}
@@ -135,6 +142,9 @@ class _Counts:
         score = batch.column("label_score").to_numpy(zero_copy_only=False)
         self.images += len(batch)
         self.ok += pc.sum(pc.equal(batch.column("status"), "ok")).as_py() or 0
+        self.reviewed += len(batch) - batch.column("verdict").null_count
+        self.reviewed_wrong += pc.sum(pc.equal(batch.column("verdict"), "wrong")).as_py() or 0
+        self.worth_a_look += pc.sum(batch.column("is_worth_a_look")).as_py() or 0
         self.given += self._tally(label)
         self.judged += self._tally(label[~np.isnan(score)])
         wrong = np.nan_to_num(1 - score.astype(np.float64))

@@ -257,3 +257,52 @@ def test_limits_that_make_no_sense_are_told_before_the_work(dataset, tmp_path, l
     assert result.stderr.startswith("error: --fail-on")
     assert result.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
+    ids = sorted(str(path.relative_to(dataset)).replace("\\", "/") for path in dataset.glob("*/[0-9]*.png"))
+    rows = ["image_id,rot,blå", *(f"{one},{0.9 if one < 'rot' else 0.3},{0.1 if one < 'rot' else 0.7}" for one in ids)]
+    for name in ("empty.jpg", "text.jpg", "cut.png", "one.png", "wide.png"):
+        folder = "rot" if (dataset / "rot" / name).exists() else "blå"
+        rows.append(f"{folder}/{name},0.5,0.5")
+    probs = tmp_path / "probs.csv"
+    probs.write_text("\n".join(rows), encoding="utf-8")
+    told = ["--probs", str(probs), "--engine", "inprocess", "--out", str(tmp_path), "--quiet"]
+    gate = ["--fail-on", "mislabeled > 90%"]
+    first = runner.invoke(cli.app, ["run", str(dataset), *told, *gate, "--name", "r"])
+    assert first.exit_code == 0, first.output
+    assert "review.html" in first.stdout
+    run = RunFolder(tmp_path / "r")
+    evidence = [part.stat().st_mtime_ns for part in run.evidence_parts()]
+    refused = runner.invoke(cli.app, ["review", str(run.path)])
+    assert refused.exit_code == 2
+    assert only_line(refused).startswith("error: there is no verdict in ")
+    assert str(run.review_page) in refused.stderr
+
+    asked = pd.read_csv(run.review)
+    assert len(asked) == 24
+    asked["verdict"] = np.where(asked.label_name == "rot", "wrong", "right")
+    asked.to_csv(run.review, index=False)
+    reviewed = runner.invoke(cli.app, ["review", str(run.path), "--json"])
+    assert reviewed.exit_code == 0, reviewed.output
+    facts = json.loads(reviewed.stdout)
+    assert (facts["reviewed"], facts["reviewed_wrong"], facts["counts"]["mislabeled"]) == (24, 12, 12)
+    audit = pd.read_parquet(run.audit).set_index("image_id")
+    assert sorted(audit.index[audit.is_mislabeled]) == [one for one in ids if one.startswith("rot")]
+    assert json.loads(run.run_json.read_text(encoding="utf-8"))["counts"]["mislabeled"] == 12
+    assert [part.stat().st_mtime_ns for part in run.evidence_parts()] == evidence
+
+    # The next audit takes them from the start, from the list that the review left behind, and says which do not fit.
+    kept = tmp_path / "kept.csv"
+    kept.write_text(run.review.read_text(encoding="utf-8") + "gone/away.png,rot,blå,wrong,\n", encoding="utf-8")
+    second = runner.invoke(cli.app, ["run", str(dataset), *told, "--reviewed", str(kept), "--name", "next"])
+    assert second.exit_code == 0, second.output
+    assert "looked at:         24, of which 12 are wrong" in second.stdout
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "next" / "audit.parquet").set_index("image_id"), audit)
+    noted = json.loads((tmp_path / "next" / "run.json").read_text(encoding="utf-8"))["warnings"]
+    assert [line for line in noted if "gone/away.png" in line]
+
+    # A verdict may be taken back by saying the opposite; what the file is silent on stays.
+    kept.write_text(f"image_id,verdict\n{ids[-1]},right\n", encoding="utf-8")
+    third = runner.invoke(cli.app, ["review", str(run.path), str(kept)])
+    assert "looked at:         24, of which 11 are wrong" in third.stdout

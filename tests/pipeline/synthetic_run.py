@@ -45,6 +45,7 @@ class Drawn:
     confidence: float = 0.9
     same_as: str | None = None
     broken: str | None = None
+    verdict: str | None = None
 
 
 def default_images(count: int = 40) -> list[Drawn]:
@@ -188,6 +189,8 @@ def _audit(row: dict, image: Drawn) -> dict:
         "is_adversarial_drift": "adversarial_drift" in image.issues,
         "suggested_label": image.pred if ok else None,
         "suggested_name": CLASSES[image.pred] if ok else None,
+        "verdict": image.verdict,
+        "is_worth_a_look": ok and image.pred != image.label and image.verdict is None,
     }
 
 
@@ -228,6 +231,9 @@ def _summary(rows: list[dict], images: list[Drawn], issues: list[dict]) -> Summa
         ok=len(ok),
         error=len(rows) - len(ok),
         judged=len(ok),
+        reviewed=sum(image.verdict is not None for image in images),
+        worth_a_look=sum(image.pred != image.label for image in images),
+        reviewed_wrong=sum(image.verdict == "wrong" for image in images),
         issues={name: sum(issue["issue"] == name for issue in issues) for name in schema.ISSUES},
         accuracy=sum(row["label"] == row["pred"] for row in ok) / len(ok) if ok else None,
         estimated_errors=1.92,

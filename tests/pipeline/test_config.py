@@ -156,7 +156,7 @@ def test_the_fingerprint_changes_with_what_changes_the_result_only() -> None:
     base = told()
     other: dict[str, Any] = {
         "dataset": "x", "out": "x", "name": "x", "predict": "train", "model": "x", "weights": "x", "classes": "x",
-        "probs": "x", "folds": 9, "seed": 9, "epochs": 9, "size": 99, "resize": 99, "fit": "squash",
+        "probs": "x", "reviewed": "x", "folds": 9, "seed": 9, "epochs": 9, "size": 99, "resize": 99, "fit": "squash",
         "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "drift": False, "shard_size": 9, "batch_size": 9,
         "engine": "inprocess", "workers": 9, "device": "cpu", "overwrite": True,
         "fail_on": "mislabeled > 1", "junit": "x",

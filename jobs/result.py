@@ -1,0 +1,98 @@
+"""The end of an audit, from evidence to report, and what it comes to; a run ends with it, and so does a review."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline import schema
+from pipeline.audit import write_audit
+from pipeline.errors import RunFolderError
+from pipeline.gate import Gate
+from pipeline.issues import write_issues
+from pipeline.report import write_report
+from pipeline.review import write_review_list
+from pipeline.review_page import write_review_page
+from pipeline.runfolder import RunFolder
+from pipeline.summary import write_summary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run found."""
+
+    folder: RunFolder
+    counts: dict[str, int]
+    """images, ok, error, and one number per kind of flag."""
+    seconds: float
+    """From start to report, of this call alone."""
+    warnings: tuple[str, ...]
+    """What the user should know, a line each."""
+    first_issue: str | None
+    """image_id of the most suspicious image that can be drawn; None where nothing is flagged."""
+    exceeded: tuple[str, ...]
+    """What exceeds the limits of `fail_on`, a sentence each."""
+    summary: dict[str, Any]
+    """What summary.json says."""
+
+
+def conclude(folder: RunFolder, class_names: Sequence[str], wrong: Mapping[str, bool]) -> dict[str, Any]:
+    """Write audit, issues and summary from the evidence and from what people said; return what summary.json says."""
+    write_audit(folder, class_names, wrong)
+    write_issues(folder)
+    return dataclasses.asdict(write_summary(folder, class_names))
+
+
+def write_pages(folder: RunFolder) -> None:
+    """Write what people read: the report, and the images that are worth a look."""
+    write_report(folder)
+    write_review_list(folder)
+    write_review_page(folder)
+
+
+def result_of(
+    folder: RunFolder,
+    summary: dict[str, Any],
+    gates: Sequence[Gate],
+    *,
+    seconds: float,
+    warnings: Sequence[str],
+) -> RunResult:
+    """Return what a concluded audit found."""
+    return RunResult(
+        folder=folder,
+        counts=count_flags(folder),
+        seconds=seconds,
+        warnings=tuple(warnings),
+        first_issue=_first_issue(folder),
+        exceeded=tuple(line for gate in gates for line in gate.exceeded(summary)),
+        summary=summary,
+    )
+
+
+def read_facts(folder: RunFolder) -> dict[str, Any]:
+    """Return what run.json says; RunFolderError if this is no complete run."""
+    if not folder.is_complete:
+        raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it")
+    facts: dict[str, Any] = json.loads(folder.run_json.read_text(encoding="utf-8"))
+    return facts
+
+
+def count_flags(folder: RunFolder) -> dict[str, int]:
+    """Return the number of images, of each status, and of each flag."""
+    table = pq.read_table(folder.audit, columns=["status", "is_mislabeled", "is_ambiguous", "is_adversarial_drift"])
+    status = {name: int(pc.sum(pc.equal(table["status"], name)).as_py() or 0) for name in schema.STATUSES}
+    flags = {name: int(pc.sum(table[f"is_{name}"]).as_py() or 0) for name in schema.ISSUES[:3]}
+    return {"images": len(table), **status, **flags}
+
+
+def _first_issue(folder: RunFolder) -> str | None:
+    issues = pq.read_table(folder.issues, columns=["image_id", "issue"])
+    drawn = issues.filter(pc.not_equal(issues["issue"], "unreadable"))
+    return str(drawn["image_id"][0]) if len(drawn) else None

@@ -1,0 +1,45 @@
+"""A run looked at by people: their verdicts are weighed, and the audit is concluded anew; no image is judged again."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from jobs.progress import Reporter
+from jobs.result import RunResult, conclude, count_flags, read_facts, result_of, write_pages
+from pipeline.audit import read_audited_classes
+from pipeline.files import write_json
+from pipeline.gate import parse_gates
+from pipeline.review import earlier_verdicts, known_verdicts, read_verdicts
+from pipeline.runfolder import RunFolder
+
+
+def review_run(folder: RunFolder, file: Path | None, reporter: Reporter) -> RunResult:
+    """Take the verdicts in `file` (default: the run's review.csv) into account, and write audit to report anew.
+
+    Verdicts that an earlier review took into account stay, unless the file says otherwise. Stopped half way, the same
+    call again makes it whole.
+
+    Raises:
+        RunFolderError: no complete run, or one that cannot be written.
+        VerdictsError: the file cannot be read, holds no verdict, or is of another dataset.
+
+    """
+    began = time.perf_counter()
+    facts = read_facts(folder)
+    path = file or folder.review
+    verdicts, warning = known_verdicts(
+        read_verdicts(path), pq.read_table(folder.manifest, columns=["image_id"])["image_id"], path
+    )
+    warnings = [] if warning is None else [warning]
+    for line in warnings:
+        reporter.say(f"note: {line}")
+    names = read_audited_classes(folder)
+    summary = conclude(folder, names, earlier_verdicts(folder) | verdicts)
+    write_pages(folder)
+    facts["counts"] = count_flags(folder)
+    write_json(facts, folder.run_json)
+    gates = parse_gates(facts["config"].get("fail_on") or "")
+    return result_of(folder, summary, gates, seconds=time.perf_counter() - began, warnings=warnings)

@@ -1,0 +1,72 @@
+"use strict";
+// Keeps the verdicts, also over a reload where the browser allows it, and writes them as review.csv.
+(() => {
+  const { run, asked, said } = JSON.parse(document.getElementById("images").textContent);
+  const cards = [...document.querySelectorAll(".card")];
+  const progress = document.getElementById("progress");
+  const shelf = `fixaudit review ${run}`;
+  let saved = true;
+
+  const verdict = (card) => card.querySelector(".ask input:checked")?.value ?? "";
+  const given = () => cards.filter(verdict).length;
+  const choose = (card, value) => {
+    card.querySelector(`.ask input[value="${value}"]`).checked = true;
+  };
+
+  const keep = () => {
+    progress.textContent = `${given()} of ${cards.length}`;
+    const told = Object.fromEntries(asked.map((id, at) => [id, verdict(cards[at])]));
+    try {
+      localStorage.setItem(shelf, JSON.stringify(told));
+    } catch {
+      // some browsers let no page from a file keep anything; then leaving unsaved verdicts asks first
+    }
+    saved = given() === 0;
+  };
+
+  const restore = () => {
+    try {
+      const told = JSON.parse(localStorage.getItem(shelf) ?? "{}");
+      asked.forEach((id, at) => ["right", "wrong"].includes(told[id]) && choose(cards[at], told[id]));
+    } catch {
+      // nothing was kept
+    }
+    progress.textContent = `${given()} of ${cards.length}`;
+  };
+
+  const answer = (value) => {
+    const card = document.activeElement.closest?.(".card") ?? cards.find((one) => !verdict(one)) ?? cards[0];
+    choose(card, value);
+    keep();
+    const next = cards[cards.indexOf(card) + 1];
+    if (next) {
+      next.focus({ preventScroll: true });
+      next.scrollIntoView({ block: "start" });
+    }
+  };
+
+  const save = () => {
+    const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+    const rows = [...Object.entries(said), ...asked.map((id, at) => [id, verdict(cards[at])])];
+    const lines = rows.map((row) => row.map(quoted).join(","));
+    const file = new Blob([["image_id,verdict", ...lines, ""].join("\n")], { type: "text/csv" });
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(file);
+    link.download = "review.csv";
+    link.click();
+    URL.revokeObjectURL(link.href);
+    saved = true;
+  };
+
+  if (!cards.length) return;
+  restore();
+  const keys = { r: "right", w: "wrong", s: "" };
+  document.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || !Object.hasOwn(keys, event.key)) return;
+    event.preventDefault();
+    answer(keys[event.key]);
+  });
+  document.addEventListener("change", (event) => event.target.closest(".ask") && keep());
+  document.getElementById("save").addEventListener("click", save);
+  addEventListener("beforeunload", (event) => saved || event.preventDefault());
+})();
