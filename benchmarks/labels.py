@@ -37,7 +37,8 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.labels import find_label_errors
+from pipeline.labels import LabelAudit, find_label_errors
+from pipeline.verdicts import UNSEEN
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _CIFAR_IMAGES = 10_000
@@ -67,6 +68,7 @@ class Outcome:
     """What came of a case."""
 
     name: str
+    looks: int
     f1: float
     cleanlab: float
     argmax: float
@@ -153,18 +155,42 @@ def cifar_cases(data: Path) -> Iterator[Case]:
             yield Case(f"{name}, {who}", _out_of_sample(_linear(penalty), features, given), given, given != truth)
 
 
-def compare(case: Case) -> Outcome:
-    """Judge the case in every way."""
-    ours = find_label_errors(case.probs, case.labels)
+def compare(case: Case, rounds: int, mistakes: float) -> list[Outcome]:
+    """Judge the case in every way: alone, and after each round of verdicts on the images that are worth a look.
+
+    The verdicts are the known truth; a share `mistakes` of them is the opposite.
+    """
+    rng = np.random.default_rng(0)
+    verdicts = np.full(len(case.labels), UNSEEN)
+    found = find_label_errors(case.probs, case.labels)
     probs = case.probs.astype(np.float64)
     probs /= probs.sum(axis=1, keepdims=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # on classes with few images
         default = find_label_issues(case.labels, probs, n_jobs=1)
     disagrees = probs.argmax(1) != case.labels
+    quality = get_label_quality_scores(case.labels, probs)
+    outcomes = [_outcome(case, found, default, disagrees, quality, 0)]
+    for _ in range(rounds):
+        asked = found.to_review
+        verdicts[asked] = case.is_error[asked] ^ (rng.random(len(asked)) < mistakes)
+        found = find_label_errors(case.probs, case.labels, verdicts)
+        outcomes.append(_outcome(case, found, default, disagrees, quality, int((verdicts != UNSEEN).sum())))
+    return outcomes
+
+
+def _outcome(
+    case: Case,
+    ours: LabelAudit,
+    default: NDArray[np.bool_],
+    disagrees: NDArray[np.bool_],
+    quality: NDArray[np.float64],
+    looks: int,
+) -> Outcome:
     hits = int((ours.is_error & case.is_error).sum())
     return Outcome(
         name=case.name,
+        looks=looks,
         f1=_f1(ours.is_error, case.is_error),
         cleanlab=_f1(default, case.is_error),
         argmax=_f1(disagrees, case.is_error),
@@ -175,9 +201,7 @@ def compare(case: Case) -> Outcome:
         recall=hits / max(1, int(case.is_error.sum())),
         cleanlab_recall=float((default & case.is_error).sum() / max(1, case.is_error.sum())),
         first_100=float(case.is_error[np.argsort(ours.label_score, kind="stable")[:100]].mean()),
-        cleanlab_first_100=float(
-            case.is_error[np.argsort(get_label_quality_scores(case.labels, probs), kind="stable")[:100]].mean()
-        ),
+        cleanlab_first_100=float(case.is_error[np.argsort(quality, kind="stable")[:100]].mean()),
         estimated=ours.estimated_precision,
         low=ours.precision_range[0],
         high=ours.precision_range[1],
@@ -190,13 +214,15 @@ def summarise(which: str, outcomes: Sequence[Outcome]) -> None:
     """Print how often the aims are reached, and the mean F1."""
     if not outcomes:
         return
-    print(f"{len(outcomes)} cases, {which}:")
+    looks = np.mean([one.looks for one in outcomes])
+    print(f"{len(outcomes)} cases, {which}" + (f", after {looks:.0f} looks on average:" if looks else ":"))
     for aim, reached in (
         ("F1 at least the better of cleanlab and argmax, less 0.005", lambda one: one.f1 >= one.other - 0.005),
         ("cleanlab's own share of that", lambda one: one.cleanlab >= one.other - 0.005),
         ("F1 within 0.02 of the best cut", lambda one: one.best - one.f1 <= 0.02),
         ("cleanlab's F1 within 0.02 of the best cut", lambda one: one.best - one.cleanlab <= 0.02),
         ("estimated precision within 0.1", lambda one: abs(one.estimated - one.precision) <= 0.1),
+        ("estimated number of errors within a quarter", lambda one: 0.8 <= one.estimated_errors / one.errors <= 1.25),
         ("precision inside the range", lambda one: one.low - 0.02 <= one.precision <= one.high + 0.02),
     ):
         count = sum(reached(one) for one in outcomes)
@@ -235,28 +261,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=_DATA, help="folder with noise_probs and label_errors")
     parser.add_argument("--cifar", action="store_true", help="also CIFAR-10, planted and human noise")
+    parser.add_argument("--rounds", type=int, default=2, help="rounds of verdicts, 50 looks each [2]")
+    parser.add_argument("--mistakes", type=float, default=0.0, help="share of verdicts that are mistaken [0]")
     options = parser.parse_args()
     print(
         "| data | ours | cleanlab | argmax | best cut | flags | precision | recall | estimated | errors | estimated |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|---|")
-    outcomes = []
+    rounds: list[list[Outcome]] = [[] for _ in range(options.rounds + 1)]
     cases = [measured_cases(options.data), planted_cases()]
     if options.cifar:
         cases.append(cifar_cases(options.data))
     for case in itertools.chain(*cases):
-        outcomes.append(compare(case))
-        print(outcomes[-1].row(), flush=True)
+        for outcomes, outcome in zip(rounds, compare(case, options.rounds, options.mistakes), strict=True):
+            outcomes.append(outcome)
+        print(rounds[0][-1].row(), flush=True)
     print()
+    outcomes = rounds[0]
     for one in outcomes:
         if "reviewed" in one.name:
             print(
                 f"{one.name}: first 100 {one.first_100:.2f} (cleanlab {one.cleanlab_first_100:.2f}); {one.flags} flags "
                 f"(cleanlab {one.cleanlab_flags}), recall {one.recall:.2f} (cleanlab {one.cleanlab_recall:.2f})"
             )
-    summarise("at least 10 errors", [one for one in outcomes if one.errors >= 10])
-    for kind, endings in _KINDS.items():
-        summarise(kind, [one for one in outcomes if one.name.endswith(endings)])
+    for outcomes in rounds:
+        summarise("at least 10 errors", [one for one in outcomes if one.errors >= 10])
+        for kind, endings in _KINDS.items():
+            summarise(kind, [one for one in outcomes if one.name.endswith(endings)])
     ambiguity(options.data)
 
 

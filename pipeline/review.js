@@ -19,9 +19,8 @@
     try {
       localStorage.setItem(shelf, JSON.stringify(told));
     } catch {
-      // some browsers let no page from a file keep anything; then leaving unsaved verdicts asks first
+      saved = given() === 0; // some browsers let no page from a file keep anything: leaving it asks first
     }
-    saved = given() === 0;
   };
 
   const restore = () => {

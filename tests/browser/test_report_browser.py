@@ -1,7 +1,6 @@
 """The report in a real browser with the network off: what is seen, what keys do, what a hostile name cannot do."""
 
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +9,6 @@ from PIL import Image
 from pipeline.report import write_report
 from tests.pipeline.synthetic_run import SCRIPT, Drawn, make_run
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `pip install playwright`")
-CHROMIUM = Path("/usr/bin/chromium")
-pytestmark = pytest.mark.skipif(not CHROMIUM.is_file(), reason=f"no browser at {CHROMIUM}: `apt install chromium`")
-
 CARDS = 23  # of the synthetic run: flagged images but unreadable ones, and one file shown in the card of its twin
 GIVEN, PREDICTION = (0x1F, 0x9B, 0xFF), (0xFF, 0x8B, 0x1F)
 
@@ -21,41 +16,6 @@ GIVEN, PREDICTION = (0x1F, 0x9B, 0xFF), (0xFF, 0x8B, 0x1F)
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     return write_report(make_run(tmp_path_factory.mktemp("browser")))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(browser):
-    """Open a report and, at the end, make sure that it asked for nothing, threw nothing and broke no policy."""
-    opened = []
-
-    def visit(path, **options):
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        context.set_offline(True)
-        page = context.new_page()
-        troubles = []
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.on("dialog", lambda dialog: (troubles.append("dialog: " + dialog.message), dialog.dismiss()))
-        page.on("request", lambda request: request.url.startswith("data:") or troubles.append(request.url))
-        page.goto(path.as_uri())
-        assert troubles.pop(0) == path.as_uri()
-        opened.append((context, troubles))
-        return page
-
-    yield visit
-    for context, troubles in opened:
-        context.close()
-        assert troubles == []
 
 
 def seen(page):

@@ -1,0 +1,86 @@
+"""The page that asks, in a real browser with the network off: keys, clicks, what is kept, and the file it saves."""
+
+import csv
+
+import pytest
+
+from pipeline.review import images_to_review, read_verdicts
+from pipeline.review_page import write_review_page
+from tests.pipeline.synthetic_run import default_images, make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    images = default_images()
+    images[-1].verdict = "wrong"  # said in an earlier round
+    run = make_run(tmp_path_factory.mktemp("review"), images)
+    write_review_page(run)
+    return run
+
+
+def answers(page):
+    return page.locator(".ask input:checked").evaluate_all("all => all.map((one) => [one.name, one.value])")
+
+
+def saved(page, folder):
+    with page.expect_download() as download:
+        page.click("#save")
+    assert download.value.suggested_filename == "review.csv"
+    download.value.save_as(folder / "review.csv")
+    return folder / "review.csv"
+
+
+def test_keys_answer_and_go_on(visit, run):
+    page = visit(run.review_page)
+    asked = images_to_review(run)
+    assert page.locator("#progress").inner_text() == f"0 of {len(asked)}"
+    for key in "wrjws":
+        page.keyboard.press(key)
+    # j leaves the third image open, s the fifth
+    assert answers(page) == [["v1", "wrong"], ["v2", "right"], ["v4", "wrong"], ["v5", ""]]
+    assert page.locator("#progress").inner_text() == f"3 of {len(asked)}"
+    assert page.evaluate("document.activeElement.id") == "c6"
+    page.keyboard.press("k")
+    page.keyboard.press("r")
+    assert ["v5", "right"] in answers(page)
+
+
+def test_the_saved_file_is_what_was_said_with_any_name(visit, run, tmp_path):
+    page = visit(run.review_page, accept_downloads=True)
+    asked = images_to_review(run)
+    said = {}
+    for at, name in enumerate(asked):
+        word = ("right", "wrong", None)[at % 3]
+        if word:
+            page.locator(f"#c{at + 1} .ask span", has_text=word.capitalize()).click()
+            said[name] = word == "wrong"
+    path = saved(page, tmp_path)
+    assert read_verdicts(path) == said | {"plain/0039.jpg": True}
+    with path.open(encoding="utf-8", newline="") as file:
+        assert len(list(csv.DictReader(file))) == len(asked) + 1
+
+
+def test_verdicts_outlive_a_reload(visit, run):
+    page = visit(run.review_page)
+    page.evaluate("localStorage.clear()")
+    page.keyboard.press("w")
+    context = page.context
+    page.close(run_before_unload=False)
+    again = context.new_page()
+    again.goto(run.review_page.as_uri())
+    assert answers(again) == [["v1", "wrong"]]
+    assert again.locator("#progress").inner_text().startswith("1 of ")
+
+
+def test_pictures_come_bare_and_evidence_on_demand(visit, run):
+    page = visit(run.review_page)
+    assert page.locator("image").count() == len(images_to_review(run))
+    assert page.locator(".l-box:visible").count() == 0
+    page.keyboard.press("b")
+    assert page.locator("#c1 .l-box:visible").count() > 0
+
+
+def test_it_fits_a_phone(visit, run):
+    page = visit(run.review_page, viewport={"width": 360, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.locator("#c1 .ask span", has_text="Wrong").is_visible()
