@@ -30,10 +30,16 @@ from pipeline.verdicts import RIGHT, UNSEEN, WRONG, worth_a_look
 SAME_PLACE = 0.5
 """Overlap from which the evidence before and after smoothing lies in the same place: the larger half coincides."""
 
-APART = 1.25
-"""Distance, in units of their spread, from which the evidence of two classes lies in different places: each one's
-middle is farther from the other's than its mass is on average. Measured on digits, CIFAR-10 and photographs with seven
-networks (benchmarks/two_objects.py); an overlap, which depends on a blur, has no such number for all."""
+USUAL_SHARE = 0.95
+"""Share of the undisturbed images (prediction = given label) in which the evidence of the first two guesses lies nearer
+than the limit from which the evidence of two classes lies in different places (`apart_limit`)."""
+
+APART = (1.0, 1.6)
+"""Least and most that limit can be, as distance in units of the spread: where each one's middle is as far from the
+other's as its own mass is on average, and where two clouds of one shape are two peaks (`fixcore.evidence_distance`)."""
+
+_ENOUGH_USUAL = 100
+"""Undisturbed images that say what is usual; of fewer the limit is the middle of `APART`."""
 
 SHIFT_FLOOR = 0.5
 """Share of the probability that smoothing must move, at least, for drift: more of it moves than stays."""
@@ -42,7 +48,7 @@ CALM_SHARE = 0.99
 """Share of the undisturbed images (prediction = given label) whose shift must lie below the limit for drift: smoothing
 small or sharp images moves much by itself, and a drifted image is to stand out from that."""
 
-_LABELS_KEY, _CLASSES_KEY = b"fixaudit.labels", b"fixaudit.classes"
+_LABELS_KEY, _CLASSES_KEY, _APART_KEY = b"fixaudit.labels", b"fixaudit.classes", b"fixaudit.apart"
 _BATCH_VALUES = 1 << 22
 _BATCH_ROWS = 8192
 
@@ -52,7 +58,7 @@ def write_audit(run: RunFolder, class_names: Sequence[str], wrong: Mapping[str, 
 
     `wrong` is what people said of some labels, by image_id: True, the label is wrong; False, it is right.
     The file's metadata holds the cut between right and wrong labels (`read_label_cut`) and the names of the classes
-    (`read_audited_classes`). An image that could not be
+    (`read_audited_classes`), and from where on evidence lies apart (`read_apart_limit`). An image that could not be
     read has null scores and no flag. With one class there is nothing to compare: all scores but drift's are null.
 
     Source of the rules: CNN Fixations, IV-F and Fig. 8; Xu, Evans, Qi, "Feature Squeezing", NDSS 2018.
@@ -72,16 +78,16 @@ def write_audit(run: RunFolder, class_names: Sequence[str], wrong: Mapping[str, 
         np.zeros(len(score), bool),
     )
     called.is_worth_a_look[worth_a_look(score, judged.images["own_share"] < 0.5, judged.images["verdict"])] = True
-    limit = _shift_limit(judged.calm_shifts)
-    kept = json.dumps(_without_nan(asdict(cut)))
-    told = {_LABELS_KEY: kept.encode(), _CLASSES_KEY: json.dumps(list(class_names)).encode()}
+    limits = _Limits(_shift_limit(judged.calm_shifts), apart_limit(judged.calm_distances))
+    kept = {_LABELS_KEY: _without_nan(asdict(cut)), _CLASSES_KEY: list(class_names), _APART_KEY: limits.apart}
+    told = {key: json.dumps(value).encode() for key, value in kept.items()}
     declared = schema.AUDIT.with_metadata({**(schema.AUDIT.metadata or {}), **told})
     names = pa.array(class_names, pa.string())
     start = 0
     with replacing(run.audit) as partial, pq.ParquetWriter(partial, declared, compression="zstd") as writer:
         for batch in scan(run.evidence_parts(), _WRITTEN_FROM):
             stop = start + len(batch)
-            table = _rows(batch, called.between(start, stop), limit, names)
+            table = _rows(batch, called.between(start, stop), limits, names)
             writer.write_table(table.cast(declared))
             start = stop
 
@@ -98,6 +104,21 @@ def read_label_cut(run: RunFolder) -> LabelCut:
 def read_audited_classes(run: RunFolder) -> tuple[str, ...]:
     """Return the names of the classes that `write_audit` was given, by class index."""
     return tuple(_told(run, _CLASSES_KEY))
+
+
+def read_apart_limit(run: RunFolder) -> float:
+    """Return the distance from which `write_audit` took the evidence of two classes to lie in different places."""
+    return float(_told(run, _APART_KEY))
+
+
+def apart_limit(calm_distances: NDArray[np.floating]) -> float:
+    """Return the distance from which the evidence of two classes lies in different places, within `APART`.
+
+    `calm_distances` (n,) are those of the first two guesses at images that most likely show one thing: what is usual
+    depends on the network's last map and on how large and alike the objects are, so the dataset says it itself.
+    """
+    usual = np.quantile(calm_distances, USUAL_SHARE) if len(calm_distances) >= _ENOUGH_USUAL else np.mean(APART)
+    return float(np.float32(np.clip(usual, *APART)))  # as the distances are stored, so that equal is equal
 
 
 def _without_nan(value: Any) -> Any:
@@ -144,6 +165,14 @@ class _Judged:
     """`labels.JUDGED` (N,)."""
     calm_shifts: NDArray[np.float32]
     """Shifts of the images whose prediction is the given label."""
+    calm_distances: NDArray[np.float32]
+    """Distances of their runner-ups' evidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    shift: float
+    apart: float
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,8 +195,9 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
     verdicts = np.array([*(WRONG if one else RIGHT for one in wrong.values()), UNSEEN], np.int8)
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_VALUES // max(classes, 1)))
     survey = Survey(max(1, classes))
-    shifts = [np.zeros(0, np.float32)]
-    for batch in scan(parts, ["image_id", "status", "label", "pred", "probs", "squeeze_shift"], batch_rows):
+    shifts, distances = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
+    columns = ["image_id", "status", "label", "pred", "probs", "squeeze_shift", "runner_up_distance"]
+    for batch in scan(parts, columns, batch_rows):
         rows, probs = _probabilities(batch, classes)
         labels = integers(batch, "label")
         if len(rows):
@@ -175,6 +205,8 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
             survey.add(probs, labels[rows])
         shift = _floats(batch, "squeeze_shift")
         shifts.append(shift[(labels >= 0) & (labels == integers(batch, "pred")) & ~np.isnan(shift)])
+        distance = _floats(batch, "runner_up_distance")
+        distances.append(distance[~np.isnan(distance)])
     standards = survey.standards()
 
     judged = [unjudged(0)]
@@ -186,7 +218,7 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
             place = pc.index_in(batch.column("image_id"), value_set=told).fill_null(-1).to_numpy(zero_copy_only=False)
             into["verdict"][rows] = verdicts[place[rows]]  # the last one is for images that nobody looked at
         judged.append(into)
-    return _Judged(np.concatenate(judged), np.concatenate(shifts))
+    return _Judged(np.concatenate(judged), np.concatenate(shifts), np.concatenate(distances))
 
 
 _WRITTEN_FROM = (
@@ -198,7 +230,7 @@ _WRITTEN_FROM = (
 _WORDS = pa.array(["right", "wrong"])  # by verdict
 
 
-def _rows(batch: Any, called: _Called, shift_limit: float, names: pa.Array) -> pa.Table:
+def _rows(batch: Any, called: _Called, limits: _Limits, names: pa.Array) -> pa.Table:
     """Apply the rules to one batch."""
     judged = called.judged
     # Where a person looked, there is nothing left to infer.
@@ -211,7 +243,7 @@ def _rows(batch: Any, called: _Called, shift_limit: float, names: pa.Array) -> p
     traced = batch.column("pred_box").is_valid().to_numpy(zero_copy_only=False)
     # Evidence can only contradict where there is some: without a model the probabilities speak alone.
     nothing_for_label = traced & np.isnan(distance)
-    apart = distance >= APART
+    apart = distance >= limits.apart
     # Softmax lets one object push another out of the probabilities, so a label that is in play and has a place of its
     # own is a second object even where its probability is low enough for an error. In the same place there is one
     # object, and the probabilities decide between its readings.
@@ -227,7 +259,7 @@ def _rows(batch: Any, called: _Called, shift_limit: float, names: pa.Array) -> p
     back = smoothed == label
     # Turning back to the given label is a coincidence that noise seldom makes; turning to any third class is what
     # undecided images do, so there the prediction must have held the majority.
-    is_drift = turned & stays & (shift >= shift_limit) & (back | (judged["confidence"] > 0.5))
+    is_drift = turned & stays & (shift >= limits.shift) & (back | (judged["confidence"] > 0.5))
     # The prediction is what speaks against the label; where smoothing takes it back, nothing does.
     is_mislabeled &= ~(is_drift & back & open_question)
     is_ambiguous &= ~(is_drift & back)

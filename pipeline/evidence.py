@@ -27,7 +27,8 @@ from pipeline.judge import Judge, JudgePlan, Verdict
 from pipeline.squeeze import median_smoothed
 
 _NOTHING: Mapping[str, Any] = {
-    **{name: None for name in ("pred", "pred_name", "probs", "evidence_overlap", "evidence_distance")},
+    **{name: None for name in ("pred", "pred_name", "probs")},
+    **{name: None for name in ("evidence_overlap", "evidence_distance", "runner_up_distance")},
     **{f"{who}_{what}": None for who in ("pred", "label") for what in ("fix_x", "fix_y", "fix_mass", "box", "mask")},
     **{name: None for name in ("squeeze_shift", "squeeze_pred", "squeeze_overlap")},
 }
@@ -92,13 +93,13 @@ class EvidenceStep:
             for row, at in enumerate(places):
                 self._say(rows[at], probs[row])
             own = [rows[at] for at in places]
-            regions = [seen_region(row["width"], row["height"], self._plan.input) for row in own]
+            seen = [(row, seen_region(row["width"], row["height"], self._plan.input)) for row in own]
             traced = _trace(verdict, own)
             activity = verdict.activity()
-            for who, fixations in (("pred", traced.pred), ("label", traced.label)):
-                _write_evidence(own, regions, who, fixations, activity)
-            for row, overlap, distance in zip(own, traced.overlap, traced.distance, strict=True):
-                row["evidence_overlap"], row["evidence_distance"] = overlap, distance
+            _write_evidence(seen, "pred", traced.pred, activity)
+            _write_evidence([seen[at] for at in traced.differ], "label", traced.label, activity[traced.differ])
+            for row, found in zip(own, traced.compared, strict=True):
+                row.update(found)
             if smoothed is not None:
                 copies = smoothed[torch.from_numpy(verdict.image)].numpy()
                 self._compare_smoothed(images, folds, verdict, copies, own, traced.pred)
@@ -154,25 +155,43 @@ class EvidenceStep:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Traced:
     pred: fixcore.Fixations
+    differ: list[int]
+    """D images whose given label is not the prediction."""
     label: fixcore.Fixations
-    overlap: list[float | None]
-    distance: list[float | None]
+    """Of their given labels, (D,)."""
+    compared: list[dict[str, float | None]]
+    """Columns that say how far the two lie apart."""
 
 
 def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
-    """Trace every image's prediction and, where it differs, its given label, in one walk."""
+    """Trace every image's prediction and its given label, or where these are the same the runner-up, in one walk."""
     count = len(rows)
     pred = torch.tensor([row["pred"] for row in rows])
     given = torch.tensor([-1 if row["label"] is None else row["label"] for row in rows])
-    given = torch.where(given == pred, -1, given)
+    agrees = given == pred
+    other = torch.where(agrees, torch.tensor([_runner_up(row["probs"]) for row in rows]), given)
     row = torch.arange(count)
-    both = verdict.explain(row.repeat(2), torch.cat([pred, given]))
+    both = verdict.explain(row.repeat(2), torch.cat([pred, other]))
     first, second = _select(both, row), _select(both, row + count)
-    overlap, distance = (
-        [None if value != value else value for value in measure(first, second).tolist()]
-        for measure in (fixcore.evidence_overlap, fixcore.evidence_distance)
-    )
-    return _Traced(first, second, overlap, distance)
+    differ = torch.nonzero(~agrees).squeeze(1)
+    label = _select(second, differ)
+    overlap = iter(fixcore.evidence_overlap(_select(first, differ), label).tolist())
+    compared: list[dict[str, float | None]] = [
+        {"runner_up_distance": _or_none(away)}
+        if same
+        else {"evidence_overlap": _or_none(next(overlap)), "evidence_distance": _or_none(away)}
+        for same, away in zip(agrees.tolist(), fixcore.evidence_distance(first, second).tolist(), strict=True)
+    ]
+    return _Traced(first, differ.tolist(), label, compared)
+
+
+def _or_none(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _runner_up(probs: NDArray[np.floating]) -> int:
+    """Return the second most probable class, the lower of equal ones; -1: there is only one."""
+    return int(np.argsort(-probs.astype(np.float32), kind="stable")[1]) if len(probs) > 1 else -1
 
 
 def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:
@@ -195,15 +214,15 @@ def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:
 
 
 def _write_evidence(
-    rows: list[dict[str, Any]], regions: list[Region], who: str, fixations: fixcore.Fixations, activity: Tensor
+    seen: list[tuple[dict[str, Any], Region]], who: str, fixations: fixcore.Fixations, activity: Tensor
 ) -> None:
     """Write each target's points, box and mask, in original pixels, into its row."""
     boxes = fixcore.evidence_boxes(fixations).cpu().numpy()
     masks = fixcore.saliency_masks(fixations, activity=activity).cpu().numpy()
     image, row, col = (values.cpu().numpy() for values in (fixations.image, fixations.row, fixations.col))
     mass = fixations.mass.cpu().numpy()
-    first = np.searchsorted(image, np.arange(len(rows) + 1))
-    for number, (into, region) in enumerate(zip(rows, regions, strict=True)):
+    first = np.searchsorted(image, np.arange(len(seen) + 1))
+    for number, (into, region) in enumerate(seen):
         own = slice(first[number], first[number + 1])
         if own.start == own.stop:
             continue

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.audit import APART
 from pipeline.wording import amount, percent, printable
 
 _NAMED_COPIES = 3
@@ -27,6 +26,8 @@ class Seen:
     """There is evidence for the prediction, so a lack of it for the label means something."""
     distance: float | None
     """How far apart the evidence for label and prediction lies, in units of its spread; None: not both have any."""
+    is_apart: bool = False
+    """That is far enough for two places."""
     confirmed: bool = False
     """A person says that the label is wrong."""
 
@@ -84,7 +85,7 @@ def _looks_wrong(seen: Seen) -> str:
     )
     if seen.distance is None:
         return f"{claim} Nothing in the image speaks for {seen.label}." if seen.traced else claim
-    if seen.distance >= APART:
+    if seen.is_apart:
         where = f"lies in another place than what speaks for {seen.pred}"
     else:
         where = f"lies in the same place as what speaks for {seen.pred}"
@@ -97,7 +98,7 @@ def ambiguous(seen: Seen) -> str:
     pred = f"{seen.pred} ({_likely(seen.pred_probability)})"
     if seen.distance is None:
         return f"Undecided: the image may show {label}, or {pred}."
-    if seen.distance >= APART:
+    if seen.is_apart:
         return (
             f"Two objects: the image seems to show both {label}, and {pred}; what speaks for the one lies in another "
             f"place than what speaks for the other ({_distance(seen.distance)})."

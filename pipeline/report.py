@@ -123,6 +123,7 @@ def _facts(summary: dict[str, Any]) -> dict[str, Any]:
         "images": summary["images"],
         "errors": summary["estimated_errors"],
         "errors_range": summary["estimated_errors_range"],
+        "worth_a_look": summary["worth_a_look"],
         "reviewed": summary["reviewed"],
         "reviewed_wrong": summary["reviewed_wrong"],
         "doubt": summary["estimated_noise"],

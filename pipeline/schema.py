@@ -84,6 +84,12 @@ EVIDENCE = _schema(
         "null without two",
     ),
     _field(
+        "runner_up_distance",
+        pa.float32(),
+        "the same for the prediction and the second most probable class, of an image that is predicted as labelled: "
+        "how far two readings of one image usually lie apart in this dataset; else null",
+    ),
+    _field(
         "squeeze_shift",
         pa.float32(),
         "in [0, 1]: total variation distance between the probabilities of the image and of its smoothed copy",

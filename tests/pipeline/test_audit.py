@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import audit as module
 from pipeline import schema
-from pipeline.audit import read_audited_classes, read_label_cut, write_audit
+from pipeline.audit import apart_limit, read_apart_limit, read_audited_classes, read_label_cut, write_audit
 from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.labels import find_label_errors
 from tests.pipeline.evidence_rows import NAMES, broken, clear, image, write_run
@@ -184,6 +184,28 @@ def test_no_drift_without_any_undisturbed_image_to_compare_with(tmp_path):
     assert flags(found.loc["x.png"]) == ["mislabeled"]
 
 
+@pytest.mark.parametrize(
+    ("usual", "limit"),
+    [([], 1.3), ([0.2] * 99, 1.3), ([0.2] * 100, 1.0), ([3.0] * 100, 1.6), (np.linspace(0, 1.5, 101), 1.425)],
+)
+def test_the_data_set_says_how_far_apart_two_readings_of_one_object_lie(usual, limit):
+    assert apart_limit(np.array(usual, np.float32)) == pytest.approx(limit, abs=1e-6)
+
+
+def test_two_objects_must_stand_out_from_what_is_usual_in_this_data_set(tmp_path):
+    for name, usual, expected in (("near", 0.3, ["ambiguous"]), ("far", 1.5, ["mislabeled"])):
+        rows = many(*wrong(10), image("x.png", 0, [0.16, 0.8, 0.04], overlap=0.5))
+        rows[-1]["evidence_distance"] = 1.2
+        for row in rows:
+            if row["label"] == row["pred"]:
+                row["runner_up_distance"] = usual
+        run = write_run(tmp_path / name, rows)
+        write_audit(run, NAMES)
+        found = pd.read_parquet(run.audit).set_index("image_id")
+        assert flags(found.loc["x.png"]) == expected
+        assert read_apart_limit(run) == pytest.approx(max(1.0, usual))
+
+
 def test_the_cut_and_the_classes_are_kept_with_the_file(tmp_path):
     rows = many(image("x.png", 0, [0.01, 0.98, 0.01]), image("tie.png", 0, [0.4, 0.5, 0.1]))
     found = audited(tmp_path, rows)
@@ -320,6 +342,7 @@ def loop(rows):
     limit = math.inf
     if calm_shifts:
         limit = max(0.5, calm_shifts[math.ceil(0.99 * (len(calm_shifts) - 1))])
+    apart = np.float32(1.3)  # too few images to say what is usual
     for row in rows:
         nan = math.nan
         verdict = {"flags": [], "suggested": None, "label_score": nan, "ambiguity_score": nan, "drift_score": nan}
@@ -336,7 +359,7 @@ def loop(rows):
             distance = row["evidence_distance"]
             has_evidence = distance is not None or row["pred_box"] is None
             readable = own_is_less and 1 + sum(p > own for p in probs) <= in_play and has_evidence
-            ambiguous = readable and (doubted or (wrong and distance is not None and distance >= 1.25))
+            ambiguous = readable and (doubted or (wrong and distance is not None and distance >= apart))
             back = smooth == row["label"]
             drift = (
                 row["label"] >= 0

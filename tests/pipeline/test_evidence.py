@@ -133,6 +133,7 @@ def test_both_labels_are_traced_only_where_they_differ(tmp_path):
     assert rows.label_fix_x.notna().tolist() == [False, False, True, False]
     assert rows.loc["dark/b.png"].evidence_overlap >= 0
     assert rows.evidence_distance.notna().tolist() == rows.evidence_overlap.notna().tolist()
+    assert rows.runner_up_distance.notna().tolist() == [True, False, False, True]
     assert rows.loc["dark/b.png"].evidence_distance != rows.loc["dark/b.png"].evidence_overlap
     bad = rows.loc["bright/d.png"]
     assert bad.status == "error"

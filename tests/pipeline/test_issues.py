@@ -81,7 +81,7 @@ def test_every_reason_as_it_is_read(tmp_path):
         ("duplicate_conflict", "copy2.png"): "The same file, byte for byte, is also labelled 'cat' (copy1.png); at "
         "most one of these labels can be right.",
         ("mislabeled", "wrong1.png"): "Labelled 'cat' (1.0 % likely), but it looks like 'dog' (98.0 % likely). The "
-        "little that speaks for 'cat' lies in another place than what speaks for 'dog' (2.2 times its spread apart).",
+        "little that speaks for 'cat' lies in another place than what speaks for 'dog' (2.3 times its spread apart).",
         ("mislabeled", "wrong2.png"): "Labelled 'cat' (3.0 % likely), but it looks like 'dog' (96.0 % likely). The "
         "little that speaks for 'cat' lies in the same place as what speaks for 'dog' (0.5 times its spread apart).",
         ("mislabeled", "copy2.png"): "Labelled 'dog' (5.0 % likely), but it looks like 'cat' (90.0 % likely). The "
@@ -94,7 +94,7 @@ def test_every_reason_as_it_is_read(tmp_path):
         "spread apart).",
         ("ambiguous", "two.png"): "Two objects: the image seems to show both 'cat', as labelled (16.0 % likely), and "
         "'dog' (80.0 % likely); what speaks for the one lies in another place than what speaks for the other "
-        "(2.2 times its spread apart).",
+        "(2.3 times its spread apart).",
         ("unreadable", "torn.png"): "The image could not be audited: the file is cut short.",
     }
 
@@ -128,7 +128,13 @@ def test_drift_to_a_third_class_names_it_even_where_no_image_has_it(tmp_path):
 
 
 SEEN = Seen(
-    label_name="a\nb", pred_name="\u202etac", label_probability=0.0, pred_probability=1.0, traced=True, distance=2.3
+    label_name="a\nb",
+    pred_name="\u202etac",
+    label_probability=0.0,
+    pred_probability=1.0,
+    traced=True,
+    distance=2.3,
+    is_apart=True,
 )
 
 
