@@ -1,7 +1,8 @@
 """Whole audits of real images with known label errors: `python benchmarks/real_data.py [NAME ...] [--images 2000]`.
 
 For each audit: what its flags were worth, the accuracy of its predictions, images per second, and how long it took
-compared with a plain torch inference loop over the same files with the same network. Names: val300 (direct), probe and
+compared with a plain torch inference loop over the same files with the same network; then what two rounds of verdicts
+(`fixaudit review`), given as the truth is known, make of the flags. Names: val300 (direct), probe and
 train (CIFAR-10 images with human labels), and shortcut (probe, where each picture of a horse got a white mark in its
 lower left corner: is the class listed, and no other?). About 10 minutes in all on 4 cores. Needs the benchmark data.
 """
@@ -154,6 +155,28 @@ def score(audit: Audit, run: Path) -> dict[str, Any]:
     }
 
 
+def reviewed(audit: Audit, run: Path) -> dict[str, Any]:
+    """Say of the images that the run asks about what is known of them, twice; return what the flags are worth then."""
+    figures: dict[str, Any] = {}
+    for _ in range(2):
+        asked = pd.read_csv(run / "review.csv", keep_default_na=False)
+        asked["verdict"] = np.where(asked["image_id"].isin(audit.errors), "wrong", "right")
+        said = run.parent / f"{run.name}-verdicts.csv"
+        asked.to_csv(said, index=False)
+        began = time.perf_counter()
+        command = [sys.executable, str(_ROOT / "cli.py"), "review", str(run), str(said), "--json", "--quiet"]
+        subprocess.run(command, check=True, stdout=subprocess.PIPE)
+        found = score(audit, run)
+        figures[f"after {len(asked)} looks"] = {
+            "seconds": round(time.perf_counter() - began, 1),
+            **{name: found[name] for name in ("mislabeled flags", "found", "precision", "recall", "F1")},
+            "estimated precision": round(found["estimated precision"] or 0, 3),
+            "range": [round(one, 2) for one in found["by the explanations"] or ()],
+            "estimated errors": round(found["estimated errors"]),
+        }
+    return figures
+
+
 class _Files(Dataset[torch.Tensor]):
     """The images of a plain loop, as a user would write it."""
 
@@ -215,6 +238,7 @@ def measure(name: str, data: Path, out: Path, count: int) -> dict[str, Any]:
         "plain loop, images a second": round(images / loop, 1),
         "whole audit / plain loop": round(facts["seconds"] / loop, 2),
         "evidence / plain loop": round(timings["evidence"] / loop, 2),
+        **reviewed(audit, run),
         "report": facts["report"],
     }
 
