@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from jobs.progress import Reporter
 from jobs.result import RunResult, conclude, count_flags, read_facts, result_of, write_pages
-from pipeline.audit import read_audited_classes
+from pipeline.audit import read_audited_classes, scan
 from pipeline.files import write_json
 from pipeline.gate import parse_gates
 from pipeline.review import earlier_verdicts, known_verdicts, read_verdicts
@@ -30,14 +30,13 @@ def review_run(folder: RunFolder, file: Path | None, reporter: Reporter) -> RunR
     began = time.perf_counter()
     facts = read_facts(folder)
     path = file or folder.review
-    verdicts, warning = known_verdicts(
-        read_verdicts(path), pq.read_table(folder.manifest, columns=["image_id"])["image_id"], path
-    )
-    warnings = [] if warning is None else [warning]
+    manifest = pa.Table.from_batches(scan([folder.manifest], ["image_id", "label_name"]))
+    verdicts, warnings = known_verdicts(read_verdicts(path), manifest, path)
     for line in warnings:
         reporter.say(f"note: {line}")
     names = read_audited_classes(folder)
-    summary = conclude(folder, names, earlier_verdicts(folder) | verdicts)
+    earlier = {image_id: said.wrong for image_id, said in earlier_verdicts(folder).items()}
+    summary = conclude(folder, names, earlier | verdicts)
     write_pages(folder)
     facts["counts"] = count_flags(folder)
     write_json(facts, folder.run_json)

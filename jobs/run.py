@@ -141,9 +141,9 @@ class _Run:
         if self.config.reviewed is None:
             return {}
         path = Path(self.config.reviewed)
-        verdicts, warning = known_verdicts(read_verdicts(path), manifest.table["image_id"], path)
-        if warning is not None:
-            self._warn(warning)
+        verdicts, left_out = known_verdicts(read_verdicts(path), manifest.table, path)
+        for line in left_out:
+            self._warn(line)
         return verdicts
 
     def _load_model(self) -> LoadedModel | None:

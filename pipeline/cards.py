@@ -75,6 +75,7 @@ class Card:
     number: int
     """The best rank among its findings, or its place among those asked about; unique in the page."""
     image_id: str
+    label_name: str
     findings: tuple[Finding, ...]
     suggestions: tuple[str, ...]
     """Labels suggested other than the prediction that is shown anyway."""
@@ -132,6 +133,7 @@ def _cards(
                 Card(
                     number=number,
                     image_id=image_id,
+                    label_name=image.label_name,
                     findings=tuple(findings.get(image_id, ())),
                     suggestions=_suggestions(findings.get(image_id, ()), image),
                     canvas=canvas,

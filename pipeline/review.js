@@ -15,7 +15,7 @@
 
   const keep = () => {
     progress.textContent = `${given()} of ${cards.length}`;
-    const told = Object.fromEntries(asked.map((id, at) => [id, verdict(cards[at])]));
+    const told = Object.fromEntries(asked.map(([id], at) => [id, verdict(cards[at])]));
     try {
       localStorage.setItem(shelf, JSON.stringify(told));
     } catch {
@@ -26,7 +26,7 @@
   const restore = () => {
     try {
       const told = JSON.parse(localStorage.getItem(shelf) ?? "{}");
-      asked.forEach((id, at) => ["right", "wrong"].includes(told[id]) && choose(cards[at], told[id]));
+      asked.forEach(([id], at) => ["right", "wrong"].includes(told[id]) && choose(cards[at], told[id]));
     } catch {
       // nothing was kept
     }
@@ -46,9 +46,9 @@
 
   const save = () => {
     const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
-    const rows = [...Object.entries(said), ...asked.map((id, at) => [id, verdict(cards[at])])];
+    const rows = [...said, ...asked.map(([id, label], at) => [id, label, verdict(cards[at])])];
     const lines = rows.map((row) => row.map(quoted).join(","));
-    const file = new Blob([["image_id,verdict", ...lines, ""].join("\n")], { type: "text/csv" });
+    const file = new Blob([["image_id,label_name,verdict", ...lines, ""].join("\n")], { type: "text/csv" });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(file);
     link.download = "review.csv";

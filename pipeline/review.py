@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,19 +29,34 @@ _DELIMITERS = ",;\t"  # spreadsheets write all three
 _SHOWN = 3
 
 
-def read_verdicts(path: Path) -> dict[str, bool]:
-    """Return what people said of labels, by image_id: True, the label is wrong; False, it is right.
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a person said of an image's label."""
 
-    The file has columns `image_id` and `verdict`, `right` or `wrong` in any case; rows without a verdict are left out,
-    other columns are ignored. CSV may part its columns by comma, semicolon or tab; Parquet is told by content.
+    wrong: bool
+    label_name: str | None
+    """The label that was looked at; None where the file does not tell."""
+
+    @property
+    def word(self) -> str:
+        """The verdict as it stands in a file."""
+        return "wrong" if self.wrong else "right"
+
+
+def read_verdicts(path: Path) -> dict[str, Said]:
+    """Return what people said of labels, by image_id.
+
+    The file has columns `image_id` and `verdict`, `right` or `wrong` in any case, and maybe `label_name`; rows without
+    a verdict are left out, other columns are ignored. CSV may part its columns by comma, semicolon or tab; Parquet is
+    told by content.
 
     Raises:
         VerdictsError: the file cannot be read or lacks a column; a verdict is another word; one image is called both
             right and wrong; there is no verdict in it at all.
 
     """
-    verdicts: dict[str, bool] = {}
-    for where, image_id, word in _rows(path):
+    verdicts: dict[str, Said] = {}
+    for where, image_id, word, label_name in _rows(path):
         said = (word or "").strip().lower()
         if not said:
             continue
@@ -49,7 +64,8 @@ def read_verdicts(path: Path) -> dict[str, bool]:
             raise VerdictsError(f'{where}: "{printable(word)}" is no verdict; write right or wrong, or leave it empty')
         if not image_id:
             raise VerdictsError(f"{where}: a verdict without an image_id")
-        if verdicts.setdefault(image_id, _WORDS[said]) != _WORDS[said]:
+        one = Said(_WORDS[said], label_name or None)
+        if verdicts.setdefault(image_id, one).wrong != one.wrong:
             raise VerdictsError(f"{where}: {printable(image_id)} is called both right and wrong")
     if not verdicts:
         shown = path.with_suffix(".html")
@@ -58,41 +74,61 @@ def read_verdicts(path: Path) -> dict[str, bool]:
     return verdicts
 
 
-def known_verdicts(verdicts: Mapping[str, bool], image_ids: Any, path: Path) -> tuple[dict[str, bool], str | None]:
-    """Return the verdicts on images among `image_ids` (an arrow column), and a warning about the others, if any.
+def known_verdicts(verdicts: Mapping[str, Said], manifest: pa.Table, path: Path) -> tuple[dict[str, bool], list[str]]:
+    """Return which labels are wrong (True) or right, of the manifest's images, and a warning for each kind left out.
+
+    Left out are verdicts on images that are not in `manifest` (columns `image_id`, `label_name`), and on labels that
+    have been changed since.
 
     Raises VerdictsError if none of the images is known: then the file is of another dataset.
     """
-    names = pa.array(verdicts, pa.string())
-    known = pc.is_in(names, value_set=image_ids)
-    strangers = names.filter(pc.invert(known)).to_pylist()
-    if not strangers:
-        return dict(verdicts), None
-    named = ", ".join(printable(name) for name in strangers[:_SHOWN]) + (", ..." if len(strangers) > _SHOWN else "")
+    place = pc.index_in(pa.array(verdicts, pa.string()), value_set=manifest["image_id"]).to_pylist()
+    found: dict[str, bool] = {}
+    strangers, changed = [], []
+    for (image_id, said), at in zip(verdicts.items(), place, strict=True):
+        if at is None:
+            strangers.append(image_id)
+        elif said.label_name not in (None, manifest["label_name"][at].as_py()):
+            changed.append(image_id)
+        else:
+            found[image_id] = said.wrong
     if len(strangers) == len(verdicts):
-        raise VerdictsError(f"{path} is of another dataset: none of its images is here ({named})")
-    found = {name: verdicts[name] for name in names.filter(known).to_pylist()}
-    return found, f"{amount(len(strangers), 'verdict')} in {path} left out, of images that are not here: {named}"
+        raise VerdictsError(f"{path} is of another dataset: none of its images is here ({_named(strangers)})")
+    left_out = ((strangers, "of images that are not here"), (changed, "of labels that have been changed since"))
+    return found, [
+        f"{amount(len(which), 'verdict')} in {path} left out, {why}: {_named(which)}"
+        for which, why in left_out
+        if which
+    ]
 
 
-def earlier_verdicts(run: RunFolder) -> dict[str, bool]:
-    """Return the verdicts that the run's audit took into account; none where it is of an older version."""
-    if "verdict" not in pq.read_schema(run.audit).names:
-        return {}
-    table = pq.read_table(run.audit, columns=["image_id", "verdict"], filters=pc.field("verdict").is_valid())
-    return {name: _WORDS[word] for name, word in zip(*(column.to_pylist() for column in table.columns), strict=True)}
+def _named(image_ids: list[str]) -> str:
+    return ", ".join(map(printable, image_ids[:_SHOWN])) + (", ..." if len(image_ids) > _SHOWN else "")
+
+
+def earlier_verdicts(run: RunFolder) -> dict[str, Said]:
+    """Return the verdicts that the run's audit took into account, by image_id, in its order."""
+    return {
+        row["image_id"]: Said(_WORDS[row["verdict"]], row["label_name"])
+        for batch in scan([run.audit], ["image_id", "label_name", "verdict"])
+        for row in batch.filter(batch.column("verdict").is_valid()).to_pylist()
+    }
 
 
 def images_to_review(run: RunFolder) -> list[str]:
     """Return the ids of the images that are worth a look, the most suspicious first."""
-    table = pq.read_table(run.audit, columns=["image_id", "label_score"], filters=pc.field("is_worth_a_look"))
-    return [str(name) for name in table.sort_by([("label_score", "ascending"), ("image_id", "ascending")])["image_id"]]
+    asked = [
+        (row["label_score"], row["image_id"])
+        for batch in scan([run.audit], ["image_id", "label_score", "is_worth_a_look"])
+        for row in batch.filter(batch.column("is_worth_a_look")).to_pylist()
+    ]
+    return [image_id for _, image_id in sorted(asked)]
 
 
 def write_review_list(run: RunFolder) -> None:
     """Write review.csv: the images worth a look, then those that have a verdict already."""
     asked = images_to_review(run)
-    said = {name: "wrong" if wrong else "right" for name, wrong in sorted(earlier_verdicts(run).items())}
+    said = {name: one.word for name, one in sorted(earlier_verdicts(run).items())}
     wanted = pa.array([*asked, *said], pa.string())
     rows = {
         row["image_id"]: row
@@ -106,37 +142,34 @@ def write_review_list(run: RunFolder) -> None:
     write_text(text.getvalue(), run.review)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, str | None, str | None]]:
-    """Yield where a row stands, its image and its verdict."""
+def _rows(path: Path) -> Iterator[tuple[str, str | None, str | None, str | None]]:
+    """Yield where a row stands, its image, its verdict, and the label that was looked at."""
     try:
         with path.open("rb") as file:
             is_parquet = file.read(4) == b"PAR1"
         if is_parquet:
-            names = pq.read_schema(path).names
-            _require_columns(names, path)
-            table = pq.read_table(path, columns=["image_id", "verdict"]).cast(_TEXTS)
+            names = _readable(pq.read_schema(path).names, path)
+            table = pq.read_table(path, columns=names).cast(pa.schema([(name, pa.string()) for name in names]))
             for number, row in enumerate(table.to_pylist(), 1):
-                yield f"row {number} of {path}", row["image_id"], row["verdict"]
+                yield f"row {number} of {path}", row["image_id"], row["verdict"], row.get("label_name")
             return
         with path.open(encoding="utf-8-sig", newline="") as text:
             head = text.readline()
             text.seek(0)
-            delimiter = max(_DELIMITERS, key=head.count)
-            reader = csv.DictReader(text, delimiter=delimiter)
-            _require_columns(reader.fieldnames or (), path)
+            reader = csv.DictReader(text, delimiter=max(_DELIMITERS, key=head.count))
+            _readable(reader.fieldnames or (), path)
             for line in reader:
-                yield f"line {reader.line_num} of {path}", line["image_id"], line["verdict"]
+                yield f"line {reader.line_num} of {path}", line["image_id"], line["verdict"], line.get("label_name")
     except OSError as error:
         raise VerdictsError(f"cannot read {path}: {error.strerror or error}") from error
     except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise VerdictsError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 
 
-_TEXTS = pa.schema([("image_id", pa.string()), ("verdict", pa.string())])
-
-
-def _require_columns(names: Any, path: Path) -> None:
+def _readable(names: Sequence[str], path: Path) -> list[str]:
+    """Return the columns to read, two or three; VerdictsError where one of the two is missing."""
     for name in ("image_id", "verdict"):
         if name not in names:
             listed = ", ".join(printable(one) for one in list(names)[:8]) or "nothing"
             raise VerdictsError(f"{path}: no column {name}; it has {listed}")
+    return [name for name in ("image_id", "verdict", "label_name") if name in names]

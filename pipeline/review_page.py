@@ -22,8 +22,11 @@ def write_review_page(run: RunFolder, limits: Limits | None = None) -> Path:
     Raises RunFolderError where a file of the run is missing, or the page cannot be written.
     """
     cards = list(asked_cards(run, images_to_review(run), limits or Limits()))
-    said = {name: "wrong" if wrong else "right" for name, wrong in earlier_verdicts(run).items()}
-    facts = {"run": str(run.path.resolve()), "asked": [card.image_id for card in cards], "said": said}
+    facts = {
+        "run": str(run.path.resolve()),
+        "asked": [[card.image_id, card.label_name] for card in cards],
+        "said": [[image_id, said.label_name, said.word] for image_id, said in earlier_verdicts(run).items()],
+    }
     card = environment().get_template("card.html")
     page = environment().get_template("review.html")
     text = page.render(

@@ -2,6 +2,7 @@
 
 import csv
 
+import pandas as pd
 import pytest
 
 from pipeline.review import images_to_review, read_verdicts
@@ -55,7 +56,10 @@ def test_the_saved_file_is_what_was_said_with_any_name(visit, run, tmp_path):
             page.locator(f"#c{at + 1} .ask span", has_text=word.capitalize()).click()
             said[name] = word == "wrong"
     path = saved(page, tmp_path)
-    assert read_verdicts(path) == said | {"plain/0039.jpg": True}
+    found = read_verdicts(path)
+    assert {name: one.wrong for name, one in found.items()} == said | {"plain/0039.jpg": True}
+    labels = pd.read_parquet(run.audit).set_index("image_id").label_name
+    assert {name: one.label_name for name, one in found.items()} == labels[list(found)].to_dict()
     with path.open(encoding="utf-8", newline="") as file:
         assert len(list(csv.DictReader(file))) == len(asked) + 1
 

@@ -17,6 +17,7 @@ from pipeline.errors import VerdictsError
 from pipeline.issues import write_issues
 from pipeline.review import (
     COLUMNS,
+    Said,
     earlier_verdicts,
     images_to_review,
     known_verdicts,
@@ -27,6 +28,8 @@ from pipeline.review_page import write_review_page
 from pipeline.summary import write_summary
 from tests.pipeline.evidence_rows import NAMES, broken, clear, image, write_run
 from tests.pipeline.synthetic_run import SCRIPT, default_images, make_run
+
+RIGHT, WRONG = Said(False, None), Said(True, None)
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
@@ -42,13 +45,16 @@ def test_what_spreadsheets_write_is_read(tmp_path, delimiter, mark):
     ]
     path = tmp_path / "v.csv"
     path.write_text(mark + "\r\n".join(delimiter.join(row) for row in rows), encoding="utf-8", newline="")
-    assert read_verdicts(path) == {"a.png": True, "b.png": False, 'd, "e".png': True}
+    assert read_verdicts(path) == {"a.png": WRONG, "b.png": RIGHT, 'd, "e".png': WRONG}
 
 
 def test_parquet_is_told_by_content(tmp_path):
     table = pa.table({"verdict": ["right", None, "wrong"], "image_id": ["a", "b", "c"], "more": [1, 2, 3]})
     pq.write_table(table, tmp_path / "v.csv")
-    assert read_verdicts(tmp_path / "v.csv") == {"a": False, "c": True}
+    assert read_verdicts(tmp_path / "v.csv") == {"a": RIGHT, "c": WRONG}
+    labelled = table.append_column("label_name", pa.array(["cat", "dog", None]))
+    pq.write_table(labelled, tmp_path / "v.csv")
+    assert read_verdicts(tmp_path / "v.csv") == {"a": Said(False, "cat"), "c": WRONG}
 
 
 @pytest.mark.parametrize(
@@ -82,15 +88,18 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_verdicts_on_images_that_are_not_here_are_named_and_left_out(tmp_path):
-    here = pa.chunked_array([["a", "b"], ["c"]])
+def test_verdicts_on_other_images_and_on_labels_of_before_are_named_and_left_out(tmp_path):
+    here = pa.table({"image_id": pa.chunked_array([["a", "b"], ["c"]]), "label_name": ["cat", "dog", "owl"]})
     path = tmp_path / "v.csv"
-    assert known_verdicts({"a": True, "c": False}, here, path) == ({"a": True, "c": False}, None)
-    found, warning = known_verdicts({"a": True, "x": False, "y": True}, here, path)
+    assert known_verdicts({"a": WRONG, "c": Said(False, "owl")}, here, path) == ({"a": True, "c": False}, [])
+    found, warnings = known_verdicts({"a": WRONG, "x": RIGHT, "b": Said(True, "cat"), "y": WRONG}, here, path)
     assert found == {"a": True}
-    assert warning == f"2 verdicts in {path} left out, of images that are not here: x, y"
+    assert warnings == [
+        f"2 verdicts in {path} left out, of images that are not here: x, y",
+        f"1 verdict in {path} left out, of labels that have been changed since: b",
+    ]
     with pytest.raises(VerdictsError, match=r"of another dataset: none of its images is here \(w, x, y, \.\.\.\)"):
-        known_verdicts(dict.fromkeys("wxyz", True), here, path)
+        known_verdicts(dict.fromkeys("wxyz", WRONG), here, path)
 
 
 def doubtful(draw, count):
@@ -133,7 +142,11 @@ def test_what_a_person_says_is_final(run):
     assert (summary.reviewed, summary.reviewed_wrong) == (3, 2)
     assert summary.worth_a_look == after.is_worth_a_look.sum() == 50
     assert not after.is_worth_a_look[list(verdicts)].any()
-    assert earlier_verdicts(run) == {"doubt000.png": True, "doubt001.png": False, agreeing: True}
+    assert earlier_verdicts(run) == {
+        "doubt000.png": Said(True, NAMES[0]),
+        "doubt001.png": Said(False, NAMES[1]),
+        agreeing: Said(True, NAMES[0]),
+    }
     reasons = pd.read_parquet(run.issues).set_index("image_id").reason
     assert reasons["doubt000.png"].startswith("A person looked and says that the label is wrong. Labelled 'cat'")
     assert "but it looks like" not in reasons[agreeing]
@@ -189,7 +202,10 @@ def test_the_list_asks_and_keeps_what_was_said(run):
     first, second = rows[0]["image_id"], rows[1]["image_id"]
     concluded(run, {second: False, first: True})
     write_review_list(run)
-    assert read_verdicts(run.review) == {first: True, second: False}
+    assert read_verdicts(run.review) == {
+        first: Said(True, rows[0]["label_name"]),
+        second: Said(False, rows[1]["label_name"]),
+    }
     with run.review.open(encoding="utf-8", newline="") as file:
         again = list(csv.DictReader(file))
     assert [row["image_id"] for row in again[-2:]] == sorted([first, second])
@@ -206,8 +222,8 @@ def test_the_page_holds_every_image_and_no_name_breaks_out(tmp_path):
     assert page.count("</script>") == 3
     assert SCRIPT not in page
     facts = json.loads(re.search(r'<script type="application/json" id="images">(.*)</script>', page).group(1))
-    assert facts["asked"] == asked
-    assert facts["said"] == {images[0].image_id: "right"}
+    assert [image_id for image_id, _ in facts["asked"]] == asked
+    assert facts["said"] == [[images[0].image_id, "cat", "right"]]
     assert "Is the label" in page
     assert "Mislabeled" not in page  # what the audit thinks is not to lead the answer
 
