@@ -134,6 +134,8 @@ def test_both_labels_are_traced_only_where_they_differ(tmp_path):
     assert rows.loc["dark/b.png"].evidence_overlap >= 0
     assert rows.evidence_distance.notna().tolist() == rows.evidence_overlap.notna().tolist()
     assert rows.runner_up_distance.notna().tolist() == [True, False, False, True]
+    # The same picture under either label: the two classes that are compared are the same.
+    assert rows.loc["bright/a.png"].runner_up_distance == rows.loc["dark/b.png"].evidence_distance
     assert rows.loc["dark/b.png"].evidence_distance != rows.loc["dark/b.png"].evidence_overlap
     bad = rows.loc["bright/d.png"]
     assert bad.status == "error"
