@@ -91,26 +91,23 @@ def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]
     if told:
         wrong = weighed(wrong, verdict, outdone)
     score: NDArray[np.float32] = 1 - wrong.mean(axis=0)
-    errors = wrong[:, known].sum(axis=1, dtype=np.float64)
+    errors: NDArray[np.float64] = np.add.reduce(wrong, axis=1, dtype=np.float64, where=known)
     all_errors, all_range = float(errors.mean()), _range(errors, told)
 
     certain = int(np.count_nonzero(verdict == WRONG))
     rows = np.flatnonzero(outdone & (verdict == UNSEEN))
     rows = rows[np.argsort(score[rows], kind="stable")]
-    found = np.cumsum(wrong[:, rows], axis=1, dtype=np.float64)
-    count = np.arange(1, len(rows) + 1)
-    flags = 0
+    flags, right = 0, np.zeros(len(wrong))
     if len(rows):
-        f1 = (2 * (certain + found) / np.maximum(certain + count + errors[:, None], 1e-9)).mean(axis=0)
+        f1 = _mean_f1(wrong, rows, errors, certain)
         f1[:-1][np.diff(score[rows]) == 0] = 0  # only where the next score is another one
         flags = 1 + int(np.argmax(f1 >= f1.max() - _EQUAL_F1))
         # At least one right flag is to be expected; where people found hardly an error, by nearly all opinions.
-        expected = found[:, flags - 1]
-        worth = round(_range(expected, told)[0] if told else float(expected.mean())) > 0
+        right = wrong[:, rows[:flags]].sum(axis=1, dtype=np.float64)
+        worth = round(_range(right, told)[0] if told else float(right.mean())) > 0
         without = float((2 * certain / np.maximum(certain + errors, 1e-9)).mean())
         if not worth or f1[flags - 1] < without + _EQUAL_F1:
-            flags = 0
-    right = found[:, flags - 1] if flags else np.zeros(len(wrong))
+            flags, right = 0, np.zeros(len(wrong))
     left = all_errors - certain - float(right.mean())
     last = min(flags + math.ceil(max(left, 0.0)), len(rows)) - 1
     limit = float(score[rows[flags - 1]]) if flags else -1.0
@@ -120,6 +117,18 @@ def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]
         shares = (certain + right) / (certain + flags)
         precision, share = float(shares.mean()), _range(shares, told)
     return score, LabelCut(limit, doubt, all_errors, all_range, precision, share)
+
+
+def _mean_f1(
+    wrong: NDArray[np.float32], rows: NDArray[np.int64], errors: NDArray[np.float64], certain: int
+) -> NDArray[np.float64]:
+    """Return the mean of the F1 that the opinions expect of the first 1, 2, ... of the rows as flags, (rows,)."""
+    count = certain + np.arange(1, len(rows) + 1)
+    total = np.zeros(len(rows))
+    for opinion, all_errors in zip(wrong, errors, strict=True):  # one by one: of a million images each takes megabytes
+        found = certain + np.cumsum(opinion[rows], dtype=np.float64)
+        total += 2 * found / np.maximum(count + all_errors, 1e-9)
+    return total / len(wrong)
 
 
 def called_wrong(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
