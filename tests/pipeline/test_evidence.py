@@ -209,3 +209,15 @@ def test_each_image_is_judged_by_the_network_that_never_saw_its_fold(tmp_path):
         answers[verdict.image] = verdict.probs.argmax(1).numpy()
     assert (answers == folds).all()
     assert (judge.probabilities(images, folds).argmax(1).numpy() == folds).all()
+
+
+def test_the_given_labels_mask_follows_its_own_image_whatever_stands_before_it(tmp_path):
+    pictures = {
+        "bright/a.png": encoded(Image.fromarray(block(64, 64, (40, 40, 62, 62)))),
+        "dark/b.png": encoded(Image.fromarray(block(64, 64, (4, 4, 30, 26)))),
+    }
+    both = evidence_of(laid_out(tmp_path / "both", pictures), plan()).loc["dark/b.png"]
+    pictures["bright/a.png"] = pictures["dark/b.png"]
+    alike = evidence_of(laid_out(tmp_path / "alike", pictures), plan()).loc["dark/b.png"]
+    assert both.label_mask == alike.label_mask
+    assert both.label_mask != both.pred_mask
