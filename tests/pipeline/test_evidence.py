@@ -213,7 +213,7 @@ def test_each_image_is_judged_by_the_network_that_never_saw_its_fold(tmp_path):
 
 def test_the_given_labels_mask_follows_its_own_image_whatever_stands_before_it(tmp_path):
     pictures = {
-        "bright/a.png": encoded(Image.fromarray(block(64, 64, (40, 40, 62, 62)))),
+        "bright/a.png": encoded(Image.fromarray(block(64, 64, (4, 4, 14, 26)))),
         "dark/b.png": encoded(Image.fromarray(block(64, 64, (4, 4, 30, 26)))),
     }
     both = evidence_of(laid_out(tmp_path / "both", pictures), plan()).loc["dark/b.png"]
