@@ -67,7 +67,7 @@ def result_of(
     """Return what a concluded audit found."""
     return RunResult(
         folder=folder,
-        counts=count_flags(folder),
+        counts=_count_flags(folder),
         seconds=seconds,
         warnings=tuple(warnings),
         first_issue=_first_issue(folder),
@@ -84,7 +84,7 @@ def read_facts(folder: RunFolder) -> dict[str, Any]:
     return facts
 
 
-def count_flags(folder: RunFolder) -> dict[str, int]:
+def _count_flags(folder: RunFolder) -> dict[str, int]:
     """Return the number of images, of each status, and of each flag."""
     table = pq.read_table(folder.audit, columns=["status", "is_mislabeled", "is_ambiguous", "is_adversarial_drift"])
     status = {name: int(pc.sum(pc.equal(table["status"], name)).as_py() or 0) for name in schema.STATUSES}

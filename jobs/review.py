@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from jobs.progress import Reporter
-from jobs.result import RunResult, conclude, count_flags, read_facts, result_of, write_pages
+from jobs.result import RunResult, conclude, read_facts, result_of, write_pages
 from pipeline.audit import read_audited_classes, scan
 from pipeline.files import write_json
 from pipeline.gate import parse_gates
@@ -38,7 +38,7 @@ def review_run(folder: RunFolder, file: Path | None, reporter: Reporter) -> RunR
     earlier = {image_id: said.wrong for image_id, said in earlier_verdicts(folder).items()}
     summary = conclude(folder, names, earlier | verdicts)
     write_pages(folder)
-    facts["counts"] = count_flags(folder)
-    write_json(facts, folder.run_json)
     gates = parse_gates(facts["config"].get("fail_on") or "")
-    return result_of(folder, summary, gates, seconds=time.perf_counter() - began, warnings=warnings)
+    result = result_of(folder, summary, gates, seconds=time.perf_counter() - began, warnings=warnings)
+    write_json(facts | {"counts": result.counts}, folder.run_json)
+    return result

@@ -25,7 +25,7 @@ from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.files import replacing
 from pipeline.labels import Survey, check_probabilities, unjudged
 from pipeline.runfolder import RunFolder
-from pipeline.verdicts import RIGHT, UNSEEN, WRONG, worth_a_look
+from pipeline.verdicts import RIGHT, UNSEEN, WORDS, WRONG, worth_a_look
 
 SAME_PLACE = 0.5
 """Overlap from which the evidence before and after smoothing lies in the same place: the larger half coincides."""
@@ -214,9 +214,11 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
         into = unjudged(len(batch))
         rows, probs = _probabilities(batch, classes)
         if len(rows):
-            into[rows] = standards.judge(probs, integers(batch, "label")[rows])
+            labels = integers(batch, "label")
+            into[rows] = standards.judge(probs, labels[rows])
             place = pc.index_in(batch.column("image_id"), value_set=told).fill_null(-1).to_numpy(zero_copy_only=False)
-            into["verdict"][rows] = verdicts[place[rows]]  # the last one is for images that nobody looked at
+            # The last verdict is for images that nobody looked at.
+            into["verdict"][rows] = np.where(labels[rows] >= 0, verdicts[place[rows]], UNSEEN)
         judged.append(into)
     return _Judged(np.concatenate(judged), np.concatenate(shifts), np.concatenate(distances))
 
@@ -227,15 +229,10 @@ _WRITTEN_FROM = (
 )
 
 
-_WORDS = pa.array(["right", "wrong"])  # by verdict
-
-
 def _rows(batch: Any, called: _Called, limits: _Limits, names: pa.Array) -> pa.Table:
     """Apply the rules to one batch."""
     judged = called.judged
-    # Where a person looked, there is nothing left to infer.
-    verdict = np.where(np.isnan(called.score), UNSEEN, judged["verdict"])
-    open_question = verdict == UNSEEN
+    open_question = judged["verdict"] == UNSEEN  # where a person looked, there is nothing left to infer
     ok = pc.equal(batch.column("status"), "ok").to_numpy(zero_copy_only=False)
     label, pred = integers(batch, "label"), integers(batch, "pred")
 
@@ -278,7 +275,7 @@ def _rows(batch: Any, called: _Called, limits: _Limits, names: pa.Array) -> pa.T
         "is_adversarial_drift": is_drift & ok,
         "suggested_label": suggested,
         "suggested_name": names.take(suggested),
-        "verdict": _WORDS.take(pa.array(verdict, pa.int8(), mask=open_question)),
+        "verdict": pa.array(WORDS).take(pa.array(judged["verdict"], pa.int8(), mask=open_question)),
         "is_worth_a_look": called.is_worth_a_look,
     }
     return pa.table(columns)

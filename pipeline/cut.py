@@ -85,8 +85,7 @@ def choose_cut(judged: NDArray[np.void]) -> tuple[NDArray[np.float32], LabelCut]
     """
     wrong = explanations(judged)
     known = ~np.isnan(judged["own_share"])
-    verdict = np.where(known, judged["verdict"], UNSEEN)
-    outdone = judged["own_share"] < 0.5
+    verdict, outdone = judged["verdict"], judged["own_share"] < 0.5
     told = bool((verdict != UNSEEN).any())
     if told:
         wrong = weighed(wrong, verdict, outdone)
@@ -134,8 +133,7 @@ def _mean_f1(
 def called_wrong(judged: NDArray[np.void], score: NDArray[np.float32], cut: LabelCut) -> NDArray[np.bool_]:
     """Return which rows' labels are called wrong, (n,): by a person, or by the probabilities where nobody looked."""
     by_cut = (judged["own_share"] < 0.5) & (score <= np.float32(cut.limit))
-    by_person = (judged["verdict"] == WRONG) & ~np.isnan(score)
-    flags: NDArray[np.bool_] = by_person | (by_cut & (judged["verdict"] == UNSEEN))
+    flags: NDArray[np.bool_] = (judged["verdict"] == WRONG) | (by_cut & (judged["verdict"] == UNSEEN))
     return flags
 
 

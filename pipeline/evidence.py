@@ -175,13 +175,12 @@ def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
     first, second = _select(both, row), _select(both, row + count)
     differ = torch.nonzero(~agrees).squeeze(1)
     label = _select(second, differ)
-    overlap = iter(fixcore.evidence_overlap(_select(first, differ), label).tolist())
-    compared: list[dict[str, float | None]] = [
-        {"runner_up_distance": _or_none(away)}
-        if same
-        else {"evidence_overlap": _or_none(next(overlap)), "evidence_distance": _or_none(away)}
-        for same, away in zip(agrees.tolist(), fixcore.evidence_distance(first, second).tolist(), strict=True)
-    ]
+    names = ("runner_up_distance" if same else "evidence_distance" for same in agrees.tolist())
+    away = fixcore.evidence_distance(first, second).tolist()
+    compared = [{name: _or_none(value)} for name, value in zip(names, away, strict=True)]
+    overlap = fixcore.evidence_overlap(_select(first, differ), label).tolist()
+    for at, value in zip(differ.tolist(), overlap, strict=True):
+        compared[at]["evidence_overlap"] = _or_none(value)
     return _Traced(first, differ.tolist(), label, compared)
 
 

@@ -99,7 +99,7 @@ JUDGED = np.dtype(
         ("clarity", np.float32),
         ("scattered", np.float32),
         ("transitions", np.float32),
-        ("verdict", np.int8),  # of a person, as in `verdicts`
+        ("verdict", np.int8),  # of a person, as in `verdicts`; unseen where there is nothing to judge
     ]
 )
 """What is kept of each row: fields of `Judgements`, the probability of an error by the fitted explanations, and what a
@@ -268,7 +268,7 @@ def find_label_errors(probs: Probabilities, labels: Labels, verdicts: NDArray[np
     for rows in _chunks(probs):
         judged[rows] = standards.judge(probs[rows], labels[rows])
     if verdicts is not None:
-        judged["verdict"] = verdicts
+        judged["verdict"] = np.where(labels >= 0, verdicts, UNSEEN)
     score, cut = choose_cut(judged)
     return LabelAudit(
         label_score=score,

@@ -10,8 +10,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.cards import NAME_LENGTH
-from pipeline.wording import amount, count, percent, printable, score, shortened
+from pipeline.cards import NAME_LENGTH, Card
+from pipeline.findings import dataset_name
+from pipeline.runfolder import RunFolder
+from pipeline.wording import TITLES, amount, count, percent, printable, score, shortened
 
 _HERE = Path(__file__).parent
 _REASON_LENGTH = 1500
@@ -36,6 +38,16 @@ def environment() -> Environment:
     environment.globals["inlined"] = inlined
     environment.globals["digest"] = digest
     return environment
+
+
+def name_of(run: RunFolder) -> str:
+    """Return what a page is headed with: the dataset's name, or the run folder's where that cannot be told."""
+    return shortened(printable(dataset_name(run) or run.path.name), NAME_LENGTH)
+
+
+def rendered(card: Card, *, asked: int | None = None) -> Markup:
+    """Return a card as HTML: what was found of an image, or, of so many `asked`, the question whether it is right."""
+    return Markup(environment().get_template("card.html").render(card=card, titles=TITLES, asked=asked))  # autoescaped
 
 
 @cache

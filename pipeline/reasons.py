@@ -66,13 +66,11 @@ class Copy:
 
 def mislabeled(seen: Seen) -> str:
     """Say why the label looks wrong."""
-    if seen.confirmed:
-        return (
-            f"{_CONFIRMED} {_looks_wrong(seen)}"
-            if seen.pred_name != seen.label_name
-            else (f"{_CONFIRMED} The image is taken for {seen.pred}, as labelled ({_likely(seen.pred_probability)}).")
-        )
-    return _looks_wrong(seen)
+    if not seen.confirmed:
+        return _looks_wrong(seen)
+    if seen.pred_name != seen.label_name:
+        return f"{_CONFIRMED} {_looks_wrong(seen)}"
+    return f"{_CONFIRMED} The image is taken for {seen.pred}, as labelled ({_likely(seen.pred_probability)})."
 
 
 _CONFIRMED = "A person looked and says that the label is wrong."

@@ -13,14 +13,14 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pipeline.cards import NAME_LENGTH, Card, Limits, flagged_cards
+from pipeline.cards import Limits, flagged_cards
 from pipeline.errors import RunFolderError
 from pipeline.files import write_text
-from pipeline.findings import Finding, count_findings, dataset_name, top_findings
-from pipeline.page import environment
+from pipeline.findings import Finding, count_findings, top_findings
+from pipeline.page import environment, name_of, rendered
 from pipeline.runfolder import RunFolder
 from pipeline.schema import ISSUES, VERSION
-from pipeline.wording import TITLES, count, percent, printable, shell_word, shortened
+from pipeline.wording import TITLES, count, percent, shell_word
 
 __all__ = ["Limits", "write_report"]
 
@@ -58,7 +58,7 @@ def write_report(run: RunFolder, limits: Limits | None = None) -> Path:
         kinds = {finding.issue for finding in card.findings}
         # A file whose only fault is to have a twin is in the twin's card already.
         if kinds != {"duplicate_conflict"} or digest is None or digest not in seen_twins:
-            html = page.card(card)
+            html = rendered(card)
             left -= len(html.encode()) + 1
             if left < 0:
                 break
@@ -80,14 +80,10 @@ class _Page:
         self._limits = limits
         self._counts = counts
         self._summary = summary
-        self._name = shortened(printable(dataset_name(run) or run.path.name), NAME_LENGTH)
+        self._name = name_of(run)
         self._run = shell_word(str(run.path))
         self._issues = repr(str(run.issues))
-        self._card = environment().get_template("card.html")
         self._page = environment().get_template("report.html")
-
-    def card(self, card: Card) -> Markup:
-        return Markup(self._card.render(card=card, titles=TITLES, asked=None))  # rendered with autoescape
 
     def render(self, cards: Sequence[Markup], shown: dict[str, int], unreadable: list[Finding]) -> str:
         return self._page.render(

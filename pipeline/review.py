@@ -20,11 +20,11 @@ from pipeline.audit import scan
 from pipeline.errors import VerdictsError
 from pipeline.files import write_text
 from pipeline.runfolder import RunFolder
+from pipeline.verdicts import WORDS, WRONG
 from pipeline.wording import amount, printable
 
 COLUMNS = ("image_id", "label_name", "pred_name", "verdict", "uri")
 
-_WORDS = {"wrong": True, "right": False}
 _DELIMITERS = ",;\t"  # spreadsheets write all three
 _SHOWN = 3
 
@@ -40,7 +40,7 @@ class Said:
     @property
     def word(self) -> str:
         """The verdict as it stands in a file."""
-        return "wrong" if self.wrong else "right"
+        return WORDS[self.wrong]
 
 
 def read_verdicts(path: Path) -> dict[str, Said]:
@@ -60,11 +60,11 @@ def read_verdicts(path: Path) -> dict[str, Said]:
         said = (word or "").strip().lower()
         if not said:
             continue
-        if said not in _WORDS:
+        if said not in WORDS:
             raise VerdictsError(f'{where}: "{printable(word)}" is no verdict; write right or wrong, or leave it empty')
         if not image_id:
             raise VerdictsError(f"{where}: a verdict without an image_id")
-        one = Said(_WORDS[said], label_name or None)
+        one = Said(said == WORDS[WRONG], label_name or None)
         if verdicts.setdefault(image_id, one).wrong != one.wrong:
             raise VerdictsError(f"{where}: {printable(image_id)} is called both right and wrong")
     if not verdicts:
@@ -109,7 +109,7 @@ def _named(image_ids: list[str]) -> str:
 def earlier_verdicts(run: RunFolder) -> dict[str, Said]:
     """Return the verdicts that the run's audit took into account, by image_id, in its order."""
     return {
-        row["image_id"]: Said(_WORDS[row["verdict"]], row["label_name"])
+        row["image_id"]: Said(row["verdict"] == WORDS[WRONG], row["label_name"])
         for batch in scan([run.audit], ["image_id", "label_name", "verdict"])
         for row in batch.filter(batch.column("verdict").is_valid()).to_pylist()
     }

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from pipeline.cards import NAME_LENGTH, Limits, asked_cards
+from pipeline.cards import Limits, asked_cards
 from pipeline.files import write_text
-from pipeline.findings import dataset_name
-from pipeline.page import environment
+from pipeline.page import environment, name_of, rendered
 from pipeline.review import earlier_verdicts, images_to_review
 from pipeline.runfolder import RunFolder
-from pipeline.wording import TITLES, printable, shell_word, shortened
+from pipeline.wording import shell_word
 
 
 def write_review_page(run: RunFolder, limits: Limits | None = None) -> Path:
@@ -27,13 +26,15 @@ def write_review_page(run: RunFolder, limits: Limits | None = None) -> Path:
         "asked": [[card.image_id, card.label_name] for card in cards],
         "said": [[image_id, said.label_name, said.word] for image_id, said in earlier_verdicts(run).items()],
     }
-    card = environment().get_template("card.html")
-    page = environment().get_template("review.html")
-    text = page.render(
-        name=shortened(printable(dataset_name(run) or run.path.name), NAME_LENGTH),
-        run=shell_word(str(run.path)),
-        cards=[Markup(card.render(card=one, titles=TITLES, asked=len(cards))) for one in cards],  # autoescaped
-        images=Markup(json.dumps(facts).replace("<", "\\u003c")),  # no name may end the element
+    text = (
+        environment()
+        .get_template("review.html")
+        .render(
+            name=name_of(run),
+            run=shell_word(str(run.path)),
+            cards=[rendered(card, asked=len(cards)) for card in cards],
+            images=Markup(json.dumps(facts).replace("<", "\\u003c")),  # no name may end the element
+        )
     )
     write_text(text, run.review_page)
     return run.review_page

@@ -25,6 +25,9 @@ Floats = NDArray[np.float64]
 UNSEEN, RIGHT, WRONG = -1, 0, 1
 """Nobody looked; a person says that the label is right; wrong."""
 
+WORDS = ("right", "wrong")
+"""The last two as they stand in files."""
+
 ASKED = 50
 """Images to look at in one round: some ten minutes, and what the benchmarks measure (`benchmarks/labels.py`)."""
 
