@@ -68,8 +68,10 @@ def _holds_something(folder: RunFolder) -> bool:
 
 
 def _clear(folder: RunFolder) -> None:
-    # run.json first: from then on the folder is no complete run
-    for path in (folder.run_json, folder.report, folder.summary, folder.issues, folder.audit, folder.manifest):
+    # run.json first: from then on the folder is no complete run. review.csv stays until the new run writes its own:
+    # a person's work is in it.
+    pages = (folder.report, folder.review_page)
+    for path in (folder.run_json, *pages, folder.summary, folder.issues, folder.audit, folder.manifest):
         path.unlink(missing_ok=True)
     # the marker last: until then the folder is known as ours
     for path in (folder.evidence, folder.work):

@@ -153,8 +153,9 @@ class _Run:
         return load_model(self.config.model, weights=_path(self.config.weights))
 
     def _digest(self, manifest: Manifest, loaded: LoadedModel | None) -> str:
-        """Fingerprint of all that decides the evidence: settings, dataset, model, probabilities brought."""
+        """Fingerprint of all that decides the evidence: columns, settings, dataset, model, probabilities brought."""
         parts = [
+            f"schema {schema.VERSION}",
             self.config.fingerprint(),
             str(Path(self.config.dataset).resolve()),
             manifest.fingerprint,

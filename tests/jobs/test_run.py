@@ -17,7 +17,9 @@ from rich.console import Console
 from jobs.inprocess import InProcess
 from jobs.local import LocalRay
 from jobs.progress import Reporter
-from jobs.run import RunResult, run_audit
+from jobs.result import RunResult
+from jobs.run import run_audit
+from pipeline import schema
 from pipeline.config import resolve_config
 from pipeline.errors import AuditError
 from pipeline.runfolder import RunFolder
@@ -205,6 +207,34 @@ def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not(dataset: Path, tmp_path
     assert sum(part.stat().st_mtime_ns == done.get(part) for part in folder.evidence_parts()) >= 2
     assert_same(evidence_of(again.folder), evidence_of(whole.folder))
     assert pd.read_parquet(again.folder.audit).equals(pd.read_parquet(whole.folder.audit))
+
+
+def test_what_a_version_with_other_columns_left_is_judged_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright", "shard_size": 6}
+    monkeypatch.setattr(schema, "VERSION", schema.VERSION - 1)
+    with pytest.raises(KeyboardInterrupt):
+        audited(dataset, tmp_path, Stopped(), **settings)
+    monkeypatch.undo()
+    folder = RunFolder(tmp_path / "r")
+    done = {part: part.stat().st_mtime_ns for part in folder.evidence_parts()}
+    audited(dataset, tmp_path, **settings)
+    assert not any(part.stat().st_mtime_ns == done.get(part) for part in folder.evidence_parts())
+
+
+def test_a_run_that_replaces_another_leaves_no_old_page_and_no_verdict_lost(dataset: Path, tmp_path: Path) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright", "shard_size": 6}
+    folder = audited(dataset, tmp_path, **settings).folder
+    said = folder.review.read_text(encoding="utf-8").replace(",,", ",wrong,")
+    folder.review.write_text(said, encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        audited(dataset, tmp_path, Stopped(), overwrite=True, reviewed=folder.review, **settings)
+    assert not folder.report.exists()
+    assert not folder.review_page.exists()
+    assert folder.review.read_text(encoding="utf-8") == said
+    again = audited(dataset, tmp_path, reviewed=folder.review, **settings)
+    assert again.summary["reviewed_wrong"] == said.count(",wrong,") > 0
 
 
 def test_a_damaged_shard_is_judged_again(dataset: Path, tmp_path: Path) -> None:
