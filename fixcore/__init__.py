@@ -13,10 +13,11 @@ from fixcore.activity import activity_maps
 from fixcore.backtrack import backtrack
 from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.capture import capture, capture_all
+from fixcore.comparison import evidence_distance, evidence_halves, evidence_overlap
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
 from fixcore.fixations import Fixations, LayerPoints, drop_outliers, join_targets
 from fixcore.graph import Graph, Recording
-from fixcore.saliency import evidence_distance, evidence_overlap, saliency_maps, saliency_masks
+from fixcore.saliency import saliency_maps, saliency_masks
 from fixcore.start import Start
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "drop_outliers",
     "evidence_boxes",
     "evidence_distance",
+    "evidence_halves",
     "evidence_overlap",
     "join_targets",
     "max_sum_boxes",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
+from hypothesis import strategies as st
 
 from fixcore.fixations import Fixations
 
@@ -35,6 +36,18 @@ def make(images: Sequence[Sequence[Point]], height: int, width: int, margin: flo
         target=torch.arange(len(images)),
         margin=margin,
     )
+
+
+@st.composite
+def images(draw: st.DrawFn, count: int) -> tuple[list[list[Point]], int, int]:
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    place = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))
+    found = []
+    for _ in range(count):
+        places = draw(st.sets(place, max_size=5))
+        masses = draw(st.lists(st.integers(1, 9), min_size=len(places), max_size=len(places)))
+        found.append([(row, col, mass / sum(masses)) for (row, col), mass in zip(places, masses, strict=True)])
+    return found, height, width
 
 
 def kept_points(

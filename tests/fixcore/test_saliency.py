@@ -7,20 +7,8 @@ from hypothesis import strategies as st
 
 from fixcore.errors import InputError
 from fixcore.fixations import Fixations
-from fixcore.saliency import SIGMA, THRESHOLD, evidence_distance, evidence_overlap, saliency_maps, saliency_masks
-from tests.fixcore.oracles_results import Point, density, make, overlap
-
-
-@st.composite
-def images(draw: st.DrawFn, count: int) -> tuple[list[list[Point]], int, int]:
-    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    place = st.tuples(st.integers(0, height - 1), st.integers(0, width - 1))
-    found = []
-    for _ in range(count):
-        places = draw(st.sets(place, max_size=5))
-        masses = draw(st.lists(st.integers(1, 9), min_size=len(places), max_size=len(places)))
-        found.append([(row, col, mass / sum(masses)) for (row, col), mass in zip(places, masses, strict=True)])
-    return found, height, width
+from fixcore.saliency import SIGMA, THRESHOLD, saliency_maps, saliency_masks
+from tests.fixcore.oracles_results import Point, density, images, make
 
 
 @settings(max_examples=50, deadline=None)
@@ -95,47 +83,10 @@ def test_masks_hold_the_peak_and_what_is_near() -> None:
     assert torch.equal(saliency_masks(fixations), saliency_maps(fixations) >= THRESHOLD)
 
 
-@settings(max_examples=50, deadline=None)
-@given(images(2), st.sampled_from([None, 1.0, 4.0]))
-def test_overlap_matches_the_oracle(case: tuple[list[list[Point]], int, int], sigma: float | None) -> None:
-    points, height, width = case
-    a, b = make([points[0]], height, width), make([points[1]], height, width)
-    found = evidence_overlap(a, b, sigma=sigma)
-    assert found.shape == (1,)
-    if points[0] and points[1]:
-        wide = sigma or SIGMA * math.hypot(height, width)
-        expected = overlap(*(density(own, height, width, wide) for own in points))
-        assert found.item() == pytest.approx(expected, abs=1e-5)
-        assert evidence_overlap(b, a, sigma=sigma).item() == pytest.approx(found.item(), abs=1e-6)
-    else:
-        assert found.isnan().all()
-
-
-def test_overlap_of_the_same_the_far_and_the_missing() -> None:
-    one: list[Point] = [(10, 10, 0.5), (12, 14, 0.5)]
-    a = make([one, one, one, []], 200, 200)
-    b = make([one, [(190, 190, 1.0)], [], []], 200, 200)
-    found = evidence_overlap(a, b)
-    assert found[0] == pytest.approx(1, abs=1e-6)
-    assert found[0] <= 1
-    assert found[1] < 1e-6
-    assert found[2:].isnan().all()
-
-
-def test_overlap_never_exceeds_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    places = torch.randint(0, 64, (40, 6, 2), generator=generator).tolist()
-    fixations = make([[(row, col, 1 / 6) for row, col in {tuple(p) for p in points}] for points in places], 64, 64)
-    found = evidence_overlap(fixations, fixations)
-    assert found.max() <= 1
-    assert found.min() > 1 - 1e-5
-
-
 def test_no_targets() -> None:
     empty = make([], 5, 7)
     assert saliency_maps(empty).shape == (0, 5, 7)
     assert saliency_masks(empty).shape == (0, 5, 7)
-    assert evidence_overlap(empty, empty).shape == (0,)
 
 
 def test_bad_settings_raise() -> None:
@@ -149,52 +100,3 @@ def test_bad_settings_raise() -> None:
     for threshold in (0.0, 1.01):
         with pytest.raises(InputError, match="threshold"):
             saliency_masks(fixations, threshold=threshold)
-    with pytest.raises(InputError, match="agree"):
-        evidence_overlap(fixations, make([[(0, 0, 1.0)]], 4, 5))
-    with pytest.raises(InputError, match="agree"):
-        evidence_overlap(fixations, make([[], []], 4, 4))
-
-
-def middle_and_spread(points: list[Point]) -> tuple[tuple[float, float], float]:
-    """The weighted median on each axis, and the mean distance from it."""
-    total = sum(mass for _, _, mass in points)
-    middle = []
-    for axis in (0, 1):
-        running = 0.0
-        for point in sorted(points, key=lambda one: one[axis]):
-            running += point[2]
-            if running >= total / 2 - 1e-6 * total:
-                middle.append(float(point[axis]))
-                break
-    row, col = middle
-    return (row, col), sum(mass * math.hypot(r - row, c - col) for r, c, mass in points) / total
-
-
-@given(images(2), images(2), st.sampled_from([0.0, 0.5, 4.0]))
-def test_distance_matches_the_oracle(first, second, margin: float) -> None:
-    height, width = max(first[1], second[1]), max(first[2], second[2])
-    a, b = make(first[0], height, width, margin), make(second[0], height, width, margin)
-    found = evidence_distance(a, b).tolist()
-    for one, other, got in zip(first[0], second[0], found, strict=True):
-        if not one or not other:
-            assert math.isnan(got)
-            continue
-        (m1, s1), (m2, s2) = middle_and_spread(one), middle_and_spread(other)
-        expected = math.dist(m1, m2) / max((s1 + s2) / 2 + margin, 0.5)
-        assert got == pytest.approx(expected, abs=1e-4)
-
-
-def test_distance_of_the_same_the_far_and_the_missing() -> None:
-    rng = torch.Generator().manual_seed(0)
-    cloud = (torch.randn(4000, 2, generator=rng) * 10 + 60).round().long().clamp(0, 199).tolist()
-    here = [(row, col, 1.0) for row, col in cloud]
-    there = [(row, col + 20, 1.0) for row, col in cloud]
-    a, b = make([here, here, here], 200, 200), make([here, there, []], 200, 200)
-    same, apart, missing = evidence_distance(a, b).tolist()
-    assert same == 0
-    assert apart == pytest.approx(20 / (10 * math.sqrt(math.pi / 2)), rel=0.05)  # two deviations
-    assert math.isnan(missing)
-    stray = make([[*here, (199, 199, 40.0)]], 200, 200)
-    assert evidence_distance(make([here], 200, 200), stray).item() < 0.05
-    with pytest.raises(InputError, match="must agree in targets, height and width"):
-        evidence_distance(a, make([here], 200, 200))
