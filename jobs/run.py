@@ -32,6 +32,7 @@ from jobs.progress import Reporter
 from jobs.result import RunResult, conclude, result_of, write_pages
 from jobs.shards import CommitEvidence, is_committed
 from pipeline import schema
+from pipeline.apart import usual_share
 from pipeline.config import RunConfig
 from pipeline.errors import DatasetError
 from pipeline.evidence import EvidenceStep
@@ -185,6 +186,7 @@ class _Run:
             device=device,
             batch_size=config.batch_size,
             drift=config.drift,
+            usual_share=usual_share(len(manifest)),
         )
 
     def _prepare(self, folder: RunFolder, manifest: Manifest, plan: JudgePlan) -> Prepared:

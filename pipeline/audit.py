@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.apart import Usual
 from pipeline.cut import LabelCut, called_wrong, choose_cut, in_doubt
 from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.files import replacing
@@ -30,17 +31,6 @@ from pipeline.verdicts import RIGHT, UNSEEN, WORDS, WRONG, worth_a_look
 SAME_PLACE = 0.5
 """Overlap from which the evidence before and after smoothing lies in the same place: the larger half coincides."""
 
-USUAL_SHARE = 0.95
-"""Share of the undisturbed images (prediction = given label) in which the evidence of the first two guesses lies nearer
-than the limit from which the evidence of two classes lies in different places (`apart_limit`)."""
-
-APART = (1.0, 1.6)
-"""Least and most that limit can be, as distance in units of the spread: where each one's middle is as far from the
-other's as its own mass is on average, and where two clouds of one shape are two peaks (`fixcore.evidence_distance`)."""
-
-_ENOUGH_USUAL = 100
-"""Undisturbed images that say what is usual; of fewer the limit is the middle of `APART`."""
-
 SHIFT_FLOOR = 0.5
 """Share of the probability that smoothing must move, at least, for drift: more of it moves than stays."""
 
@@ -48,7 +38,7 @@ CALM_SHARE = 0.99
 """Share of the undisturbed images (prediction = given label) whose shift must lie below the limit for drift: smoothing
 small or sharp images moves much by itself, and a drifted image is to stand out from that."""
 
-_LABELS_KEY, _CLASSES_KEY, _APART_KEY = b"fixaudit.labels", b"fixaudit.classes", b"fixaudit.apart"
+_LABELS_KEY, _CLASSES_KEY = b"fixaudit.labels", b"fixaudit.classes"
 _BATCH_VALUES = 1 << 22
 _BATCH_ROWS = 8192
 
@@ -58,8 +48,8 @@ def write_audit(run: RunFolder, class_names: Sequence[str], wrong: Mapping[str, 
 
     `wrong` is what people said of some labels, by image_id: True, the label is wrong; False, it is right.
     The file's metadata holds the cut between right and wrong labels (`read_label_cut`) and the names of the classes
-    (`read_audited_classes`), and from where on evidence lies apart (`read_apart_limit`). An image that could not be
-    read has null scores and no flag. With one class there is nothing to compare: all scores but drift's are null.
+    (`read_audited_classes`). An image that could not be read has null scores and no flag. With one class there is
+    nothing to compare: all scores but drift's are null.
 
     Source of the rules: CNN Fixations, IV-F and Fig. 8; Xu, Evans, Qi, "Feature Squeezing", NDSS 2018.
 
@@ -78,8 +68,8 @@ def write_audit(run: RunFolder, class_names: Sequence[str], wrong: Mapping[str, 
         np.zeros(len(score), bool),
     )
     called.is_worth_a_look[worth_a_look(score, judged.images["own_share"] < 0.5, judged.images["verdict"])] = True
-    limits = _Limits(_shift_limit(judged.calm_shifts), apart_limit(judged.calm_distances))
-    kept = {_LABELS_KEY: _without_nan(asdict(cut)), _CLASSES_KEY: list(class_names), _APART_KEY: limits.apart}
+    limits = _Limits(_shift_limit(judged.calm_shifts), judged.usual)
+    kept = {_LABELS_KEY: _without_nan(asdict(cut)), _CLASSES_KEY: list(class_names)}
     told = {key: json.dumps(value).encode() for key, value in kept.items()}
     declared = schema.AUDIT.with_metadata({**(schema.AUDIT.metadata or {}), **told})
     names = pa.array(class_names, pa.string())
@@ -104,21 +94,6 @@ def read_label_cut(run: RunFolder) -> LabelCut:
 def read_audited_classes(run: RunFolder) -> tuple[str, ...]:
     """Return the names of the classes that `write_audit` was given, by class index."""
     return tuple(_told(run, _CLASSES_KEY))
-
-
-def read_apart_limit(run: RunFolder) -> float:
-    """Return the distance from which `write_audit` took the evidence of two classes to lie in different places."""
-    return float(_told(run, _APART_KEY))
-
-
-def apart_limit(calm_distances: NDArray[np.floating]) -> float:
-    """Return the distance from which the evidence of two classes lies in different places, within `APART`.
-
-    `calm_distances` (n,) are those of the first two guesses at images that most likely show one thing: what is usual
-    depends on the network's last map and on how large and alike the objects are, so the dataset says it itself.
-    """
-    usual = np.quantile(calm_distances, USUAL_SHARE) if len(calm_distances) >= _ENOUGH_USUAL else np.mean(APART)
-    return float(np.float32(np.clip(usual, *APART)))  # as the distances are stored, so that equal is equal
 
 
 def _without_nan(value: Any) -> Any:
@@ -165,14 +140,14 @@ class _Judged:
     """`labels.JUDGED` (N,)."""
     calm_shifts: NDArray[np.float32]
     """Shifts of the images whose prediction is the given label."""
-    calm_distances: NDArray[np.float32]
-    """Distances of their runner-ups' evidence."""
+    usual: Usual
+    """How far apart their first two guesses lie."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Limits:
     shift: float
-    apart: float
+    usual: Usual
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -195,8 +170,8 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
     verdicts = np.array([*(WRONG if one else RIGHT for one in wrong.values()), UNSEEN], np.int8)
     batch_rows = max(1, min(_BATCH_ROWS, _BATCH_VALUES // max(classes, 1)))
     survey = Survey(max(1, classes))
-    shifts, distances = [np.zeros(0, np.float32)], [np.zeros(0, np.float32)]
-    columns = ["image_id", "status", "label", "pred", "probs", "squeeze_shift", "runner_up_distance"]
+    shifts, usual = [np.zeros(0, np.float32)], [np.zeros((2, 0), np.float32)]
+    columns = ["image_id", "status", "label", "pred", "probs", "squeeze_shift", *_USUAL]
     for batch in scan(parts, columns, batch_rows):
         rows, probs = _probabilities(batch, classes)
         labels = integers(batch, "label")
@@ -205,8 +180,8 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
             survey.add(probs, labels[rows])
         shift = _floats(batch, "squeeze_shift")
         shifts.append(shift[(labels >= 0) & (labels == integers(batch, "pred")) & ~np.isnan(shift)])
-        distance = _floats(batch, "runner_up_distance")
-        distances.append(distance[~np.isnan(distance)])
+        measures = np.stack([_floats(batch, name) for name in _USUAL])
+        usual.append(measures[:, ~np.isnan(measures).any(axis=0)])
     standards = survey.standards()
 
     judged = [unjudged(0)]
@@ -220,11 +195,12 @@ def _judge(parts: Sequence[Path], classes: int, wrong: Mapping[str, bool]) -> _J
             # The last verdict is for images that nobody looked at.
             into["verdict"][rows] = np.where(labels[rows] >= 0, verdicts[place[rows]], UNSEEN)
         judged.append(into)
-    return _Judged(np.concatenate(judged), np.concatenate(shifts), np.concatenate(distances))
+    return _Judged(np.concatenate(judged), np.concatenate(shifts), Usual.of(*np.concatenate(usual, axis=1)))
 
 
+_USUAL = ("runner_up_distance", "runner_up_swing")
 _WRITTEN_FROM = (
-    *("image_id", "status", "label", "label_name", "pred", "pred_box", "evidence_distance"),
+    *("image_id", "status", "label", "label_name", "pred", "pred_box", "evidence_distance", "evidence_swing"),
     *("squeeze_shift", "squeeze_pred", "squeeze_overlap"),
 )
 
@@ -240,7 +216,7 @@ def _rows(batch: Any, called: _Called, limits: _Limits, names: pa.Array) -> pa.T
     traced = batch.column("pred_box").is_valid().to_numpy(zero_copy_only=False)
     # Evidence can only contradict where there is some: without a model the probabilities speak alone.
     nothing_for_label = traced & np.isnan(distance)
-    apart = distance >= limits.apart
+    apart = limits.usual.is_apart(distance, _floats(batch, "evidence_swing"))
     # Softmax lets one object push another out of the probabilities, so a label that is in play and has a place of its
     # own is a second object even where its probability is low enough for an error. In the same place there is one
     # object, and the probabilities decide between its readings.
@@ -272,6 +248,7 @@ def _rows(batch: Any, called: _Called, limits: _Limits, names: pa.Array) -> pa.T
         "drift_score": _nullable(1 - shift),
         "is_mislabeled": is_mislabeled & ok,
         "is_ambiguous": is_ambiguous & ok,
+        "is_apart": pa.array(apart, mask=np.isnan(distance)),
         "is_adversarial_drift": is_drift & ok,
         "suggested_label": suggested,
         "suggested_name": names.take(suggested),

@@ -20,15 +20,19 @@ from torch import Tensor
 
 import fixcore
 from pipeline import rle, schema
+from pipeline.apart import is_looked_at
 from pipeline.errors import ProbabilitiesError
 from pipeline.geometry import Region, original_box, original_mask, original_points, seen_region
+from pipeline.halves import swing
 from pipeline.images import DecodedShard
 from pipeline.judge import Judge, JudgePlan, Verdict
+from pipeline.labels import in_play
 from pipeline.squeeze import median_smoothed
 
 _NOTHING: Mapping[str, Any] = {
     **{name: None for name in ("pred", "pred_name", "probs")},
-    **{name: None for name in ("evidence_overlap", "evidence_distance", "runner_up_distance")},
+    **{name: None for name in ("evidence_overlap", "evidence_distance", "evidence_swing")},
+    **{name: None for name in ("runner_up_distance", "runner_up_swing")},
     **{f"{who}_{what}": None for who in ("pred", "label") for what in ("fix_x", "fix_y", "fix_mass", "box", "mask")},
     **{name: None for name in ("squeeze_shift", "squeeze_pred", "squeeze_overlap")},
 }
@@ -100,6 +104,7 @@ class EvidenceStep:
             _write_evidence([seen[at] for at in traced.differ], "label", traced.label, activity[traced.differ])
             for row, found in zip(own, traced.compared, strict=True):
                 row.update(found)
+            self._compare_halves(images, folds, verdict, own, traced)
             if smoothed is not None:
                 copies = smoothed[torch.from_numpy(verdict.image)].numpy()
                 self._compare_smoothed(images, folds, verdict, copies, own, traced.pred)
@@ -133,6 +138,36 @@ class EvidenceStep:
         for number, overlap in zip(changed, fixcore.evidence_overlap(chosen, after).tolist(), strict=True):
             rows[number]["squeeze_overlap"] = overlap
 
+    def _compare_halves(
+        self, images: Tensor, folds: NDArray[np.int16], verdict: Verdict, rows: list[dict[str, Any]], traced: _Traced
+    ) -> None:
+        """Write how far the odds swing between the halves, where it matters or tells what is usual."""
+        asked = [at for at, row in enumerate(rows) if self._is_asked(row)]
+        if not asked:
+            return
+        chosen = torch.tensor(asked)
+        first, second = _select(traced.pred, chosen), _select(traced.other, chosen)
+        at = verdict.image[asked]
+        found = swing(
+            self._judge,
+            images[torch.from_numpy(at).to(images.device)],
+            folds[at],
+            fixcore.evidence_halves(first, second),
+            torch.stack([first.target, second.target], 1).cpu(),
+        )
+        for place, value in zip(asked, found.tolist(), strict=True):
+            row = rows[place]
+            row["runner_up_swing" if row["label"] == row["pred"] else "evidence_swing"] = value
+
+    def _is_asked(self, row: dict[str, Any]) -> bool:
+        """Whether two classes have evidence, and the given label is in play or the image is to say what is usual."""
+        if row["runner_up_distance"] is not None:
+            return is_looked_at(row["image_id"], self._plan.usual_share)
+        if row["evidence_distance"] is None:
+            return False
+        probs = row["probs"]
+        return bool(in_play(probs[None], probs[row["label"], None])[0])
+
     def _brought(self, shard: DecodedShard) -> NDArray[np.float32] | None:
         """Probabilities that the user brought for this shard, (n, K) in its order; None in the other modes."""
         if self._plan.probabilities is None:
@@ -159,6 +194,8 @@ class _Traced:
     """D images whose given label is not the prediction."""
     label: fixcore.Fixations
     """Of their given labels, (D,)."""
+    other: fixcore.Fixations
+    """Of the given label of every image, or where that is the prediction of the runner-up."""
     compared: list[dict[str, float | None]]
     """Columns that say how far the two lie apart."""
 
@@ -181,7 +218,7 @@ def _trace(verdict: Verdict, rows: list[dict[str, Any]]) -> _Traced:
     overlap = fixcore.evidence_overlap(_select(first, differ), label).tolist()
     for at, value in zip(differ.tolist(), overlap, strict=True):
         compared[at]["evidence_overlap"] = _or_none(value)
-    return _Traced(first, differ.tolist(), label, compared)
+    return _Traced(first, differ.tolist(), label, second, compared)
 
 
 def _or_none(value: float) -> float | None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import reasons, schema
-from pipeline.audit import read_apart_limit, read_audited_classes, scan
+from pipeline.audit import read_audited_classes, scan
 from pipeline.duplicates import Twin, conflicting_copies, is_leak
 from pipeline.errors import RunFolderError
 from pipeline.files import write_parquet
@@ -29,7 +29,7 @@ assert sorted(ORDER) == sorted(schema.ISSUES)
 _FLAGS = ("is_mislabeled", "is_ambiguous", "is_adversarial_drift")
 _AUDITED = (
     *("image_id", "status", "label_name", "label_score", "ambiguity_score", "drift_score", "suggested_name"),
-    "verdict",
+    *("verdict", "is_apart"),
     *_FLAGS,
 )
 _EVIDENCE = (
@@ -47,10 +47,10 @@ def write_issues(run: RunFolder) -> None:
 
     Raises RunFolderError where audit.parquet is missing or belongs to other evidence.
     """
-    names, apart = read_audited_classes(run), read_apart_limit(run)
+    names = read_audited_classes(run)
     rows = [pa.Table.from_pylist(_duplicate_rows(conflicting_copies(run.evidence_parts(), run.manifest)), _UNRANKED)]
     for audited, evidence in _flagged(run):
-        found = (issue for pair in zip(audited, evidence, strict=True) for issue in _issues_of(*pair, names, apart))
+        found = (issue for pair in zip(audited, evidence, strict=True) for issue in _issues_of(*pair, names))
         rows.append(pa.Table.from_pylist(list(found), _UNRANKED))
     table = pa.concat_tables(rows)
     order = pc.sort_indices(table, [(name, "ascending") for name in ("place", "group", "score", "image_id")])
@@ -100,9 +100,7 @@ def _with_probabilities(batch: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def _issues_of(
-    audited: dict[str, Any], evidence: dict[str, Any], names: tuple[str, ...], apart: float
-) -> Iterator[dict[str, Any]]:
+def _issues_of(audited: dict[str, Any], evidence: dict[str, Any], names: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     """Yield the issues of one image."""
     if audited["status"] == "error":
         yield _row(audited, "unreadable", None, None, reasons.unreadable(evidence["error"]))
@@ -114,7 +112,7 @@ def _issues_of(
         pred_probability=evidence["pred_probability"],
         traced=evidence["pred_box"] is not None,
         distance=evidence["evidence_distance"],
-        is_apart=evidence["evidence_distance"] is not None and evidence["evidence_distance"] >= apart,
+        is_apart=bool(audited["is_apart"]),
         confirmed=audited["verdict"] == "wrong",
     )
     suggested = audited["suggested_name"]

@@ -47,6 +47,8 @@ class JudgePlan:
     batch_size: int = 16
     drift: bool = True
     """Also judge a smoothed copy of each image."""
+    usual_share: float = 1.0
+    """Share of the images predicted as labelled whose halves are looked at too, to learn what is usual (`apart`)."""
     threads: int | None = None
     """CPU threads of this worker; None: torch's own choice."""
 
@@ -125,6 +127,19 @@ class Judge:
 
     def probabilities(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
         """Return the probabilities alone, float32 (n, K) on the CPU, for a second look at no further cost."""
+        return self._looked_at(images, folds).softmax(1)
+
+    def log_odds(self, images: Tensor, folds: NDArray[np.int16], classes: Tensor) -> Tensor:
+        """Return by how much each of some classes (n, C) is more likely than not, in nats, float32 (n, C) on the CPU.
+
+        The log-odds ln(p / (1 - p)) of softmax, exact also where a probability rounds to 1.
+        """
+        logits = self._looked_at(images, folds)
+        others = logits[:, None, :].repeat(1, classes.shape[1], 1).scatter_(2, classes[:, :, None], -torch.inf)
+        return logits.gather(1, classes) - others.logsumexp(2)
+
+    def _looked_at(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
+        """Logits without a recording, float32 (n, K) on the CPU."""
         found = torch.empty(len(images), len(self.plan.class_names))
         for graph, rows in self._assigned(folds):
             own = torch.from_numpy(rows)
@@ -133,7 +148,7 @@ class Judge:
                 logits = graph.classify(chosen)
             else:
                 logits = self._head_logits(graph.embed(chosen).float(), folds[rows])
-            found[own] = logits.float().softmax(1).cpu()
+            found[own] = logits.float().cpu()
         return found
 
     def _logits(

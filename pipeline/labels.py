@@ -216,10 +216,7 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
 
     candidate = np.zeros(len(values), dtype=bool)
     disagree = np.flatnonzero(score < 0.5)
-    rows = values[disagree].astype(np.float64)
-    entropy = -np.sum(rows * np.log(rows, where=rows > 0, out=np.zeros_like(rows)), axis=1)
-    rank = 1 + (rows > own[disagree, None]).sum(axis=1)
-    candidate[disagree] = rank <= np.rint(np.exp(entropy))
+    candidate[disagree] = in_play(values[disagree], own[disagree])
     return Judgements(
         own_share=score,
         likely=likely.astype(np.int32),
@@ -229,6 +226,17 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
         confidence=np.minimum(first, 1).astype(np.float32),
         clarity=np.clip(first - second, 0, 1).astype(np.float32),
     )
+
+
+def in_play(probs: NDArray[np.floating], own: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Return whether a class with probability `own` (n,) is among those in play in its row of probs (n, K), (n,).
+
+    As many are as the exponential of the row's entropy, rounded, says: (0.8, 0.2) has two, (0.95, 0.05) one.
+    """
+    rows = probs.astype(np.float64)
+    entropy = -np.sum(rows * np.log(rows, where=rows > 0, out=np.zeros_like(rows)), axis=1)
+    among: NDArray[np.bool_] = 1 + (rows > own[:, None]).sum(axis=1) <= np.rint(np.exp(entropy))
+    return among
 
 
 def find_label_errors(probs: Probabilities, labels: Labels, verdicts: NDArray[np.integer] | None = None) -> LabelAudit:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 3
+VERSION = 4
 
 _POINTS = pa.list_(pa.int32())
 _MASSES = pa.list_(pa.float32())
@@ -90,6 +90,18 @@ EVIDENCE = _schema(
         "how far two readings of one image usually lie apart in this dataset; else null",
     ),
     _field(
+        "evidence_swing",
+        pa.float32(),
+        "how much more likely the two classes are, each, in the half of the image where its own evidence lies than in "
+        "the other's, either seen alone: log-odds in nats, summed; null where the given label is not in play",
+    ),
+    _field(
+        "runner_up_swing",
+        pa.float32(),
+        "the same for the prediction and the second most probable class, of some 500 images that are predicted as "
+        "labelled: what is usual in this dataset; else null",
+    ),
+    _field(
         "squeeze_shift",
         pa.float32(),
         "in [0, 1]: total variation distance between the probabilities of the image and of its smoothed copy",
@@ -136,6 +148,12 @@ AUDIT = _schema(
         pa.bool_(),
         "the label is in doubt, and both it and the prediction can be read in the image: two objects, or two readings "
         "of one; never together with `is_mislabeled`",
+    ),
+    _field(
+        "is_apart",
+        pa.bool_(),
+        "the evidence of label and prediction lies on two objects, farther apart than is usual for two readings of one "
+        "in this dataset; null without two evidences",
     ),
     _field(
         "is_adversarial_drift",

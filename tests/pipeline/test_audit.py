@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import audit as module
 from pipeline import schema
-from pipeline.audit import apart_limit, read_apart_limit, read_audited_classes, read_label_cut, write_audit
+from pipeline.audit import read_audited_classes, read_label_cut, write_audit
 from pipeline.errors import ProbabilitiesError, RunFolderError
 from pipeline.labels import find_label_errors
 from tests.pipeline.evidence_rows import NAMES, broken, clear, image, write_run
@@ -185,25 +185,28 @@ def test_no_drift_without_any_undisturbed_image_to_compare_with(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("usual", "limit"),
-    [([], 1.3), ([0.2] * 99, 1.3), ([0.2] * 100, 1.0), ([3.0] * 100, 1.6), (np.linspace(0, 1.5, 101), 1.425)],
+    ("usual_distance", "usual_swing", "expected"),
+    [(0.3, 0.0, ["ambiguous"]), (1.5, 9.0, ["mislabeled"]), (1.5, 0.0, ["ambiguous"])],
+    ids=["near", "far", "same when halved"],
 )
-def test_the_data_set_says_how_far_apart_two_readings_of_one_object_lie(usual, limit):
-    assert apart_limit(np.array(usual, np.float32)) == pytest.approx(limit, abs=1e-6)
+def test_two_objects_must_stand_out_from_what_is_usual_in_this_data_set(
+    tmp_path, usual_distance, usual_swing, expected
+):
+    rows = many(*wrong(10), image("x.png", 0, [0.16, 0.8, 0.04], overlap=0.5))
+    rows[-1] |= {"evidence_distance": 1.2, "evidence_swing": 8.0}
+    for at, row in enumerate(rows):
+        if row["label"] == row["pred"]:
+            spread = 1 + at / 10_000
+            row |= {"runner_up_distance": usual_distance * spread, "runner_up_swing": usual_swing * spread}
+    found = audited(tmp_path, rows)
+    assert flags(found.loc["x.png"]) == expected
+    assert found.loc["x.png", "is_apart"] == (expected == ["ambiguous"])
 
 
-def test_two_objects_must_stand_out_from_what_is_usual_in_this_data_set(tmp_path):
-    for name, usual, expected in (("near", 0.3, ["ambiguous"]), ("far", 1.5, ["mislabeled"])):
-        rows = many(*wrong(10), image("x.png", 0, [0.16, 0.8, 0.04], overlap=0.5))
-        rows[-1]["evidence_distance"] = 1.2
-        for row in rows:
-            if row["label"] == row["pred"]:
-                row["runner_up_distance"] = usual
-        run = write_run(tmp_path / name, rows)
-        write_audit(run, NAMES)
-        found = pd.read_parquet(run.audit).set_index("image_id")
-        assert flags(found.loc["x.png"]) == expected
-        assert read_apart_limit(run) == pytest.approx(max(1.0, usual))
+def test_what_lies_apart_is_told_of_all_that_have_two_evidences(tmp_path):
+    rows = [image("near.png", 0, [0.1, 0.8, 0.1], overlap=0.6), image("far.png", 0, [0.1, 0.8, 0.1], overlap=0.4)]
+    found = audited(tmp_path, many(*rows, image("none.png", 0, [0.1, 0.8, 0.1], overlap=None)))
+    assert found.is_apart.dropna().to_dict() == {"near.png": False, "far.png": True}
 
 
 def test_the_cut_and_the_classes_are_kept_with_the_file(tmp_path):

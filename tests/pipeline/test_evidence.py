@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline import rle
+from pipeline.apart import is_looked_at
 from pipeline.evidence import EvidenceStep
 from pipeline.geometry import InputSpec, seen_region
 from pipeline.images import decode_shard
@@ -20,7 +21,7 @@ from pipeline.manifest import read_manifest
 from pipeline.network import small_network
 from pipeline.train import TrainPlan
 from tests.pipeline.pictures import FILES, block, encoded
-from tests.users_networks import SIDE, Bright
+from tests.users_networks import SIDE, BlueOrRed, Bright
 
 MODEL = "tests.users_networks:bright"
 CELL = 4  # network pixels that one place of the class map looks at
@@ -144,6 +145,45 @@ def test_both_labels_are_traced_only_where_they_differ(tmp_path):
     assert bad[["pred", "probs", "pred_fix_x", "pred_box", "pred_mask"]].isna().all()
 
 
+def coloured(*blocks: tuple[tuple[int, int, int], tuple[int, int, int, int]]) -> bytes:
+    picture = Image.new("RGB", (SIDE, SIDE))
+    for colour, box in blocks:
+        picture.paste(colour, box)
+    return encoded(picture)
+
+
+RED, BLUE, PURPLE = (250, 0, 0), (0, 0, 250), (250, 0, 255)
+TWO_COLOURS = {
+    "red/two.png": coloured((RED, (4, 4, 20, 20)), (BLUE, (40, 8, 56, 28))),
+    "red/one.png": coloured((PURPLE, (20, 20, 36, 36))),
+    "red/red.png": coloured((RED, (20, 20, 36, 36)), (BLUE, (0, 0, 8, 8))),
+    "blue/wrong.png": coloured((RED, (16, 16, 48, 48)), (BLUE, (0, 0, 8, 8))),
+    "blue/blue.png": coloured((BLUE, (20, 20, 36, 36)), (RED, (0, 0, 8, 8))),
+}
+
+
+def blue_or_red(**changes):
+    named = {"model": "tests.users_networks:blue_or_red", "class_names": ("blue", "red"), "input": BlueOrRed.input_spec}
+    return plan(**named, **changes)
+
+
+def test_the_odds_swing_where_each_half_shows_its_own_object(tmp_path):
+    rows = evidence_of(laid_out(tmp_path, TWO_COLOURS), blue_or_red())
+    assert rows.loc["red/two.png"].evidence_swing > 10
+    assert abs(rows.loc["red/one.png"].evidence_swing) < 1
+
+
+def test_halves_are_looked_at_where_the_label_is_in_play_or_to_say_what_is_usual(tmp_path):
+    root = laid_out(tmp_path, TWO_COLOURS)
+    for share in (0.0, 0.5, 1.0):
+        rows = evidence_of(root, blue_or_red(usual_share=share))
+        assert rows.index[rows.evidence_distance.notna()].tolist() == ["blue/wrong.png", "red/one.png", "red/two.png"]
+        assert rows.index[rows.evidence_swing.notna()].tolist() == ["red/one.png", "red/two.png"]
+        chosen = np.array([is_looked_at(name, share) for name in rows.index])
+        told = rows.runner_up_distance.notna()
+        assert rows.runner_up_swing.notna().tolist() == (told & chosen).tolist()
+
+
 def test_masks_hold_what_the_network_responds_to(tmp_path):
     """Blurred fixations reach beyond the bright block, where a network that says what it responds to sees nothing."""
     picture = Image.new("RGB", (80, 80))
@@ -173,8 +213,9 @@ def test_evidence_does_not_depend_on_the_batch(tmp_path):
     one, many = (evidence_of(root, plan(batch_size=size, drift=True)) for size in (1, 8))
     for column in one.columns:
         for left, right in zip(one[column], many[column], strict=True):
-            if column == "squeeze_shift":  # of probabilities, which a processor adds up in another order for one image
-                np.testing.assert_allclose(left, right, rtol=1e-5, err_msg=column)
+            if column in ("squeeze_shift", "evidence_swing", "runner_up_swing"):
+                # Of probabilities, which a processor adds up in another order for one image.
+                np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-5, err_msg=column)
             else:
                 np.testing.assert_array_equal(np.asarray(left), np.asarray(right), err_msg=column)
 

@@ -1,0 +1,55 @@
+"""What a judge says of either half of an image, with a network that says how bright the image is."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.halves import only, swing
+from pipeline.judge import Judge
+from tests.pipeline.test_evidence import plan
+
+
+def test_what_is_hidden_takes_the_median_colour_of_the_whole_image():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3, 3, 5, 7), generator=generator, dtype=torch.uint8)
+    shown = torch.rand(3, 5, 7, generator=generator) < 0.5
+    found = only(images, shown)
+    for at in range(3):
+        for channel in range(3):
+            ordered = sorted(images[at, channel].flatten().tolist())
+            for row in range(5):
+                for col in range(7):
+                    own = images[at, channel, row, col]
+                    expected = own if shown[at, row, col] else ordered[(len(ordered) - 1) // 2]
+                    assert found[at, channel, row, col] == expected
+
+
+def test_the_odds_swing_by_what_the_halves_alone_say():
+    judge = Judge(plan())
+    generator = torch.Generator().manual_seed(0)
+    side = judge.plan.input.size
+    images = torch.randint(0, 256, (4, 3, side, side), generator=generator, dtype=torch.uint8)
+    first = (torch.arange(side) < side // 2).expand(4, side, side)
+    folds = np.full(4, -1, np.int16)
+    classes = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0]])
+    found = swing(judge, images, folds, first, classes)
+    for at in range(4):
+        odds = []
+        for shown in (first, ~first):
+            probs = judge.probabilities(only(images[at : at + 1], shown[at : at + 1]), folds[:1])[0].double()
+            odds.append([math.log(probs[one] / (1 - probs[one])) for one in classes[at].tolist()])
+        expected = odds[0][0] - odds[1][0] + odds[1][1] - odds[0][1]
+        assert found[at].item() == pytest.approx(expected, abs=1e-3)
+    assert found.abs().max() > 0.01
+    mirrored = swing(judge, images, folds, ~first, classes.flip(1))
+    torch.testing.assert_close(mirrored, found)
+
+
+def test_log_odds_are_exact_where_a_probability_rounds_to_one(monkeypatch):
+    judge = Judge(plan())
+    logits = torch.tensor([[40.0, 0.0], [0.0, 0.0]])
+    monkeypatch.setattr(judge, "_looked_at", lambda images, folds: logits)
+    found = judge.log_odds(torch.zeros(2, 3, 1, 1), np.zeros(2, np.int16), torch.tensor([[0, 1], [1, 0]]))
+    assert found.tolist() == [[40.0, -40.0], [0.0, 0.0]]
