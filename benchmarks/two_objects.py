@@ -3,8 +3,9 @@
 Small classifiers learn single handwritten digits at random places. Then they are shown two digits apart, and two digits
 blended at one place, of held-out scans, and both classes are traced. Printed for each network and each contrast: the
 distance of the two evidences in both cases (or their overlap, `--measure overlap`), how well it tells one case from
-the other (AUROC), the limit that the audit would set from the first two guesses at other images, that show one thing
-(`pipeline.audit.apart_limit`; of the overlap 0.5), and the share told rightly at that limit and at the best one.
+the other (AUROC), how well the swing of the odds between the two halves does (`pipeline.halves`), and the share told
+rightly by the audit's rule (`pipeline.apart`), which learns what is usual from the first two guesses at other images,
+that show one thing: by distance alone, and by both.
 
 `--photographs` asks the same of trained ImageNet networks: two photographs side by side, against the first two guesses
 at one photograph, which for every second one say what is usual. `--cifar` asks it of CIFAR-10 networks: two test images
@@ -34,7 +35,8 @@ import fixcore
 from benchmarks.digits import DIGIT, SIDE, corners_apart, fit, put, put_pair, scans
 from benchmarks.photographs import FOLDER, read_networks, read_photographs
 from jobs.machine import keep_freed_memory
-from pipeline.audit import apart_limit
+from pipeline.apart import Usual
+from pipeline.halves import log_odds, swing
 
 CONTRASTS: tuple[Any, ...] = (None, "mean", "softmax", "runner_up")
 
@@ -117,24 +119,25 @@ MEASURES: dict[str, Any] = {
 """Each grows with the distance."""
 
 
-def distances(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any, measure: str) -> Tensor:
-    """Return how far apart the evidences of both labels lie, (n,)."""
+def measured(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any, measure: str) -> Tensor:
+    """Return how far apart the evidences of both labels lie, and how far the odds swing, (2, n)."""
     recording = graph.record(images)
     first, second = (fixcore.backtrack(recording, labels[:, side], contrast=contrast) for side in (0, 1))
-    apart: Tensor = MEASURES[measure](first, second)
-    return apart
+    halves = fixcore.evidence_halves(first, second)
+    swung = swing(lambda shown: log_odds(graph.classify(shown), labels), images, halves)
+    return torch.stack([MEASURES[measure](first, second), swung])
 
 
 def guessed(graph: fixcore.Graph, images: Tensor, contrast: Any, measure: str) -> Tensor:
-    """Return how far apart the evidences of the first two guesses lie, (n,)."""
+    """Return the same of the first two guesses at each image, (2, n)."""
     parts = images.split(100)
     return torch.cat(
-        [distances(graph, part, graph.classify(part).topk(2).indices, contrast, measure) for part in parts]
+        [measured(graph, part, graph.classify(part).topk(2).indices, contrast, measure) for part in parts], 1
     )
 
 
 Found = tuple[str, Any, Tensor, Tensor, Tensor]
-"""Network, contrast, and distances: of two objects, of two readings of one, and those that are usual."""
+"""Network, contrast, and both measures: of two objects, of two readings of one, and those that are usual."""
 
 
 def of_photographs(measure: str) -> Iterator[Found]:
@@ -152,12 +155,12 @@ def of_photographs(measure: str) -> Iterator[Found]:
         parts = [slice(start, start + 50) for start in range(0, count, 50)]
         for contrast in CONTRASTS:
             two = torch.cat(
-                [distances(graph, network.prepared(sheets[at]), both[at], contrast, measure) for at in parts]
+                [measured(graph, network.prepared(sheets[at]), both[at], contrast, measure) for at in parts], 1
             )
             one = torch.cat(
-                [guessed(graph, network.prepared(photographs.pixels[at]), contrast, measure) for at in parts]
+                [guessed(graph, network.prepared(photographs.pixels[at]), contrast, measure) for at in parts], 1
             )
-            yield network.name, contrast, two, one[::2], one[1::2]
+            yield network.name, contrast, two, one[:, ::2], one[:, 1::2]
 
 
 def of_cifar(count: int, measure: str) -> Iterator[Found]:
@@ -191,7 +194,7 @@ def of_cifar(count: int, measure: str) -> Iterator[Found]:
             for images in (apart, blended):
                 graph = fixcore.capture(network, images[:2])
                 parts = [slice(start, start + 100) for start in range(0, len(images), 100)]
-                found.append(torch.cat([distances(graph, images[at], both[at], contrast, measure) for at in parts]))
+                found.append(torch.cat([measured(graph, images[at], both[at], contrast, measure) for at in parts], 1))
             usual = guessed(fixcore.capture(network, first[:2]), first, contrast, measure)
             yield f"ResNet-{depth}, CIFAR-10", contrast, found[0], found[1], usual
 
@@ -206,7 +209,7 @@ def of_digits(seconds: float, count: int, measure: str) -> Iterator[Found]:
         graph = fixcore.capture(trained(kind, digits, labels, seconds), shown.apart[:2])
         for contrast in CONTRASTS:
             two, one = (
-                distances(graph, images, shown.labels, contrast, measure) for images in (shown.apart, shown.blended)
+                measured(graph, images, shown.labels, contrast, measure) for images in (shown.apart, shown.blended)
             )
             yield kind, contrast, two, one, guessed(graph, single, contrast, measure)
 
@@ -223,27 +226,31 @@ def main() -> None:
     options = parser.parse_args()
     keep_freed_memory()
     if not options.json:
-        print("| network | contrast | two objects | two readings | AUROC | limit | told at limit | at best |")
+        print("| network | contrast | two objects | two readings | AUROC | swing's | told by distance | told by both |")
         print("|---|---|---|---|---|---|---|---|")
     cases = of_digits(options.seconds, options.count, options.measure)
     if options.photographs or options.cifar:
         cases = of_photographs(options.measure) if options.photographs else of_cifar(options.count, options.measure)
     for name, contrast, two, one, usual in cases:
-        score = torch.cat([two, one]).nan_to_num(0)
-        is_two = torch.cat([torch.ones_like(two), torch.zeros_like(one)]).bool()
-        limit = apart_limit(usual[~usual.isnan()].numpy()) if options.measure == "distance" else 0.5
+        shown = torch.cat([two, one], 1)
+        is_two = torch.arange(shown.shape[1]) < two.shape[1]
+        known = Usual.of(*usual[:, ~usual.isnan().any(0)].float().numpy())
+        distance, swung = shown.float().numpy()
         # Each of the two cases counts half.
-        weight = torch.where(is_two, 0.5 / len(two), 0.5 / len(one))
-        told = [float(weight[(score >= at) == is_two].sum()) for at in (limit, *score.unique().tolist())]
+        weight = torch.where(is_two, 0.5 / two.shape[1], 0.5 / one.shape[1])
+        told = [
+            float(weight[torch.from_numpy(known.is_apart(distance, by)) == is_two].sum())
+            for by in (np.full_like(swung, np.nan), swung)
+        ]
         found = {
             "network": name,
             "contrast": contrast or "none",
-            "two objects": round(float(two.nanmean()), 3),
-            "two readings": round(float(one.nanmean()), 3),
-            "AUROC": round(float(roc_auc_score(is_two, score)), 3),
-            "limit": round(limit, 2),
-            "told at limit": round(told[0], 3),
-            "told at best": round(max(told), 3),
+            "two objects": round(float(two[0].nanmean()), 3),
+            "two readings": round(float(one[0].nanmean()), 3),
+            "AUROC": round(float(roc_auc_score(is_two, shown[0].nan_to_num(0))), 3),
+            "swing's": round(float(roc_auc_score(is_two, shown[1])), 3),
+            "told by distance": round(told[0], 3),
+            "told by both": round(told[1], 3),
         }
         if options.json:
             print(json.dumps(found), flush=True)

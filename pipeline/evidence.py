@@ -147,13 +147,12 @@ class EvidenceStep:
             return
         chosen = torch.tensor(asked)
         first, second = _select(traced.pred, chosen), _select(traced.other, chosen)
+        classes = torch.stack([first.target, second.target], 1).cpu()
         at = verdict.image[asked]
         found = swing(
-            self._judge,
+            lambda shown: self._judge.log_odds(shown, folds[at], classes),
             images[torch.from_numpy(at).to(images.device)],
-            folds[at],
             fixcore.evidence_halves(first, second),
-            torch.stack([first.target, second.target], 1).cpu(),
         )
         for place, value in zip(asked, found.tolist(), strict=True):
             row = rows[place]

@@ -1,32 +1,39 @@
-"""Halves: what a judge says of either side of an image alone, and how far the odds swing between the two.
+"""Halves: what is said of either side of an image alone, and how far the odds swing between the two.
 
 n images of S x S network pixels, parted in two by where the evidence of two classes lies.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.judge import Judge
 
+def swing(ask: Callable[[Tensor], Tensor], images: Tensor, first_half: Tensor) -> Tensor:
+    """Return how much more likely each of two classes is in its own half than in the other's, float (n,), in nats.
 
-def swing(judge: Judge, images: Tensor, folds: NDArray[np.int16], first_half: Tensor, classes: Tensor) -> Tensor:
-    """Return how much more likely each of two classes is in its own half than in the other's, float32 (n,), in nats.
-
-    For uint8 images (n, 3, S, S), the halves of the first class as bool (n, S, S) (`fixcore.evidence_halves`) and the
-    two classes (n, 2): the log-odds of either class where only its own half is shown, less those where only the other
-    half is shown, summed over both. Far above 0 where each half shows one of two objects; of one object, either half
-    says the same or nothing. Two classes alone, K = 2, count twice: what one gains the other loses.
+    `ask` returns the log-odds of an image's two classes, (n, 2), for images (n, 3, S, S); `first_half`, bool (n, S, S),
+    is where the first class's evidence lies (`fixcore.evidence_halves`). The log-odds of either class where only its
+    own half is shown, less those where only the other half is shown, summed over both. Far above 0 where each half
+    shows one of two objects; of one object, either half says the same or nothing.
     """
-    own, other = (judge.log_odds(only(images, half), folds, classes) for half in (first_half, ~first_half))
+    own, other = (ask(only(images, half)) for half in (first_half, ~first_half))
     return own[:, 0] - other[:, 0] + other[:, 1] - own[:, 1]
 
 
+def log_odds(logits: Tensor, classes: Tensor) -> Tensor:
+    """Return by how much each of some classes (n, C) is more likely than not, in nats, (n, C), for logits (n, K).
+
+    The log-odds ln(p / (1 - p)) of softmax, exact also where a probability rounds to 1.
+    """
+    others = logits[:, None, :].repeat(1, classes.shape[1], 1).scatter_(2, classes[:, :, None], -torch.inf)
+    return logits.gather(1, classes) - others.logsumexp(2)
+
+
 def only(images: Tensor, shown: Tensor) -> Tensor:
-    """Return uint8 images (n, 3, S, S) of which only the pixels `shown`, bool (n, S, S), are kept.
+    """Return images (n, 3, S, S) of which only the pixels `shown`, bool (n, S, S), are kept.
 
     The others take the median of the whole image in each channel, which on most pictures is a colour of the background:
     a colour that the picture does not have, such as the mean of black and white, would be an object of its own.

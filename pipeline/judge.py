@@ -19,6 +19,7 @@ import fixcore
 from pipeline.errors import ModelError
 from pipeline.geometry import InputSpec
 from pipeline.graphcache import GraphCache, default_folder
+from pipeline.halves import log_odds
 from pipeline.models import load_model
 from pipeline.probe import Heads
 from pipeline.train import TrainPlan, load_fold_network
@@ -130,13 +131,8 @@ class Judge:
         return self._looked_at(images, folds).softmax(1)
 
     def log_odds(self, images: Tensor, folds: NDArray[np.int16], classes: Tensor) -> Tensor:
-        """Return by how much each of some classes (n, C) is more likely than not, in nats, float32 (n, C) on the CPU.
-
-        The log-odds ln(p / (1 - p)) of softmax, exact also where a probability rounds to 1.
-        """
-        logits = self._looked_at(images, folds)
-        others = logits[:, None, :].repeat(1, classes.shape[1], 1).scatter_(2, classes[:, :, None], -torch.inf)
-        return logits.gather(1, classes) - others.logsumexp(2)
+        """Return the log-odds of each image's own classes (n, C), in nats, float32 (n, C) on the CPU."""
+        return log_odds(self._looked_at(images, folds), classes)
 
     def _looked_at(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
         """Logits without a recording, float32 (n, K) on the CPU."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.halves import only, swing
+from pipeline.halves import log_odds, only, swing
 from pipeline.judge import Judge
 from tests.pipeline.test_evidence import plan
 
@@ -34,7 +34,7 @@ def test_the_odds_swing_by_what_the_halves_alone_say():
     first = (torch.arange(side) < side // 2).expand(4, side, side)
     folds = np.full(4, -1, np.int16)
     classes = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0]])
-    found = swing(judge, images, folds, first, classes)
+    found = swing(lambda shown: judge.log_odds(shown, folds, classes), images, first)
     for at in range(4):
         odds = []
         for shown in (first, ~first):
@@ -43,13 +43,17 @@ def test_the_odds_swing_by_what_the_halves_alone_say():
         expected = odds[0][0] - odds[1][0] + odds[1][1] - odds[0][1]
         assert found[at].item() == pytest.approx(expected, abs=1e-3)
     assert found.abs().max() > 0.01
-    mirrored = swing(judge, images, folds, ~first, classes.flip(1))
+    mirrored = swing(lambda shown: judge.log_odds(shown, folds, classes.flip(1)), images, ~first)
     torch.testing.assert_close(mirrored, found)
 
 
-def test_log_odds_are_exact_where_a_probability_rounds_to_one(monkeypatch):
-    judge = Judge(plan())
+def test_log_odds_are_exact_where_a_probability_rounds_to_one():
     logits = torch.tensor([[40.0, 0.0], [0.0, 0.0]])
-    monkeypatch.setattr(judge, "_looked_at", lambda images, folds: logits)
-    found = judge.log_odds(torch.zeros(2, 3, 1, 1), np.zeros(2, np.int16), torch.tensor([[0, 1], [1, 0]]))
-    assert found.tolist() == [[40.0, -40.0], [0.0, 0.0]]
+    assert log_odds(logits, torch.tensor([[0, 1], [1, 0]])).tolist() == [[40.0, -40.0], [0.0, 0.0]]
+
+
+def test_log_odds_are_those_of_softmax():
+    logits = torch.randn(20, 5, generator=torch.Generator().manual_seed(0)).double()
+    classes = torch.randint(0, 5, (20, 3), generator=torch.Generator().manual_seed(1))
+    probs = logits.softmax(1).gather(1, classes)
+    torch.testing.assert_close(log_odds(logits, classes), (probs / (1 - probs)).log())
