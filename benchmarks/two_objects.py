@@ -124,7 +124,7 @@ def measured(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any
     recording = graph.record(images)
     first, second = (fixcore.backtrack(recording, labels[:, side], contrast=contrast) for side in (0, 1))
     halves = fixcore.evidence_halves(first, second)
-    swung = swing(lambda shown: log_odds(graph.classify(shown), labels), images, halves)
+    swung = swing(lambda shown: log_odds(graph.classify(shown), labels.repeat(2, 1)), images, halves)
     return torch.stack([MEASURES[measure](first, second), swung])
 
 

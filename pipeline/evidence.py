@@ -147,10 +147,10 @@ class EvidenceStep:
             return
         chosen = torch.tensor(asked)
         first, second = _select(traced.pred, chosen), _select(traced.other, chosen)
-        classes = torch.stack([first.target, second.target], 1).cpu()
+        classes = torch.stack([first.target, second.target], 1).cpu().repeat(2, 1)
         at = verdict.image[asked]
         found = swing(
-            lambda shown: self._judge.log_odds(shown, folds[at], classes),
+            lambda shown: self._judge.log_odds(shown, np.tile(folds[at], 2), classes),
             images[torch.from_numpy(at).to(images.device)],
             fixcore.evidence_halves(first, second),
         )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.halves import log_odds, only, swing
+from pipeline.halves import halved, log_odds, swing
 from pipeline.judge import Judge
 from tests.pipeline.test_evidence import plan
 
@@ -15,15 +15,22 @@ def test_what_is_hidden_takes_the_median_colour_of_the_whole_image():
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (3, 3, 5, 7), generator=generator, dtype=torch.uint8)
     shown = torch.rand(3, 5, 7, generator=generator) < 0.5
-    found = only(images, shown)
+    found = halved(images, shown)
+    assert found.shape == (6, 3, 5, 7)
     for at in range(3):
         for channel in range(3):
             ordered = sorted(images[at, channel].flatten().tolist())
             for row in range(5):
                 for col in range(7):
                     own = images[at, channel, row, col]
-                    expected = own if shown[at, row, col] else ordered[(len(ordered) - 1) // 2]
-                    assert found[at, channel, row, col] == expected
+                    both = [own, ordered[(len(ordered) - 1) // 2]]
+                    if not shown[at, row, col]:
+                        both.reverse()
+                    assert found[[at, 3 + at], channel, row, col].tolist() == both
+
+
+def asking(judge, folds, classes):
+    return lambda shown: judge.log_odds(shown, np.tile(folds, 2), classes.repeat(2, 1))
 
 
 def test_the_odds_swing_by_what_the_halves_alone_say():
@@ -34,16 +41,16 @@ def test_the_odds_swing_by_what_the_halves_alone_say():
     first = (torch.arange(side) < side // 2).expand(4, side, side)
     folds = np.full(4, -1, np.int16)
     classes = torch.tensor([[0, 1], [1, 0], [0, 1], [1, 0]])
-    found = swing(lambda shown: judge.log_odds(shown, folds, classes), images, first)
+    found = swing(asking(judge, folds, classes), images, first)
     for at in range(4):
         odds = []
-        for shown in (first, ~first):
-            probs = judge.probabilities(only(images[at : at + 1], shown[at : at + 1]), folds[:1])[0].double()
+        for shown in halved(images[at : at + 1], first[at : at + 1]):
+            probs = judge.probabilities(shown[None], folds[:1])[0].double()
             odds.append([math.log(probs[one] / (1 - probs[one])) for one in classes[at].tolist()])
         expected = odds[0][0] - odds[1][0] + odds[1][1] - odds[0][1]
         assert found[at].item() == pytest.approx(expected, abs=1e-3)
     assert found.abs().max() > 0.01
-    mirrored = swing(lambda shown: judge.log_odds(shown, folds, classes.flip(1)), images, ~first)
+    mirrored = swing(asking(judge, folds, classes.flip(1)), images, ~first)
     torch.testing.assert_close(mirrored, found)
 
 
