@@ -4,7 +4,8 @@ Reads finished audits of `benchmarks/real_data.py` (probe, train, val300), where
 images that are not predicted as labelled, printed for each set of signals: average precision and AUROC of a logistic
 regression on them, out of fold (5 folds, repeated 20 times), and their deviation. Signals: the label's score by the
 probabilities; whether anything speaks for the given label; how far the evidences of label and prediction
-coincide, and how far apart they lie; how much of the prediction's evidence lies at the image's border, off the object.
+coincide, and how far apart they lie; how far the odds swing between the halves in
+which they lie; how much of the prediction's evidence lies at the image's border, off the object.
 Then what the audit's own rule makes of the evidence: flags by probabilities alone, and those left when two objects
 excuse the label.
 """
@@ -38,6 +39,7 @@ def read(run: RunFolder) -> pd.DataFrame:
     """Return one row per image that was read and has a label: signals and flags."""
     audit = pd.read_parquet(run.audit).set_index("image_id")
     columns = ["image_id", "width", "height", "pred", "label_fix_mass", "evidence_overlap", "evidence_distance"]
+    columns += ["evidence_swing"]
     columns += [f"pred_fix_{one}" for one in ("x", "y", "mass")]
     evidence = pd.concat([pd.read_parquet(part, columns=columns) for part in run.evidence_parts()]).set_index(
         "image_id"
@@ -48,6 +50,7 @@ def read(run: RunFolder) -> pd.DataFrame:
     rows["nothing for the label"] = rows["evidence_overlap"].isna().astype(float)
     rows["overlap"] = rows["evidence_overlap"].fillna(0)
     rows["distance"] = rows["evidence_distance"].fillna(0)
+    rows["swing"] = rows["evidence_swing"].fillna(0)
     rows["at the border"] = [border(row) for row in rows.itertuples()]
     return rows
 
@@ -65,7 +68,8 @@ SIGNALS = (
     ("+ evidence for the given label", ("score", "nothing for the label")),
     ("+ overlap", ("score", "nothing for the label", "overlap")),
     ("+ distance", ("score", "nothing for the label", "overlap", "distance")),
-    ("+ evidence at the border", ("score", "nothing for the label", "overlap", "distance", "at the border")),
+    ("+ swing of the odds", ("score", "nothing for the label", "overlap", "distance", "swing")),
+    ("+ evidence at the border", ("score", "nothing for the label", "overlap", "distance", "swing", "at the border")),
 )
 
 
