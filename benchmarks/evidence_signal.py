@@ -3,9 +3,9 @@
 Reads finished audits of `benchmarks/real_data.py` (probe, train, val300), where the wrong labels are known. Among the
 images that are not predicted as labelled, printed for each set of signals: average precision and AUROC of a logistic
 regression on them, out of fold (5 folds, repeated 20 times), and their deviation. Signals: the label's score by the
-probabilities; whether anything speaks for the given label; how far the evidences of label and prediction
-coincide, and how far apart they lie; how far the odds swing between the halves in
-which they lie; how much of the prediction's evidence lies at the image's border, off the object.
+probabilities; whether anything speaks for the given label; how far the evidences of label and prediction coincide, and
+how far apart they lie; how far the odds swing between the halves in which they lie; how much of the prediction's
+evidence lies at the image's border, off the object.
 Then what the audit's own rule makes of the evidence: flags by probabilities alone, and those left when two objects
 excuse the label.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import warnings
 from pathlib import Path
@@ -28,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.real_data import _DATA, AUDITS
-from pipeline.audit import read_label_cut
+from pipeline.audit import read_audited_classes, read_label_cut, write_audit
 from pipeline.runfolder import RunFolder
 
 _REPEATS = 20
@@ -100,7 +101,10 @@ def main() -> None:
         count = json.loads(run.run_json.read_text())["dataset"]["images"]
         with tempfile.TemporaryDirectory() as folder:
             errors = AUDITS[name](options.data, Path(folder), count).errors
-        rows = read(run)
+            again = RunFolder(Path(folder) / "run")  # the verdicts of a review are the truth: not with them
+            shutil.copytree(run.evidence, again.evidence)
+            write_audit(again, read_audited_classes(run))
+            rows, limit = read(again), read_label_cut(again).limit
         wrong = rows.index.isin(errors)
         differ = (rows["pred"] != rows["label"]).to_numpy()
         print(
@@ -112,7 +116,7 @@ def main() -> None:
             found = told(rows.loc[differ, list(signals)].to_numpy(float), wrong[differ])
             mean, error = found.mean(0), found.std(0)
             print(f"| {what} | {mean[0]:.3f} ± {error[0]:.3f} | {mean[1]:.3f} ± {error[1]:.3f} |")
-        called = differ & (rows["label_score"] <= np.float32(read_label_cut(run).limit)).to_numpy()
+        called = differ & (rows["label_score"] <= np.float32(limit)).to_numpy()
         kept = rows["is_mislabeled"].to_numpy()
         for what, flags in (
             ("flags by probabilities", called),

@@ -45,6 +45,7 @@ from pipeline.manifest import Manifest, read_class_names, read_manifest
 from pipeline.models import LoadedModel, load_model, resolve_classes
 from pipeline.review import known_verdicts, read_verdicts
 from pipeline.runfolder import RunFolder
+from pipeline.wording import amount
 
 _LARGEST_SHARD, _SMALLEST_SHARD = 256, 16
 _FEWEST_SHARDS = 32
@@ -81,7 +82,8 @@ class _Run:
             refuse_complete(self._folder(""))
         with self._timed("manifest"):
             manifest = self._read_manifest(None)
-        verdicts = self._read_verdicts(manifest)
+        # before any work, so that a mistake in the file costs none
+        verdicts = None if config.reviewed is None else self._verdicts(Path(config.reviewed), manifest)
         with self._timed("model"):
             loaded = self._load_model()
             if config.predict == "direct" and config.classes is None:
@@ -92,6 +94,8 @@ class _Run:
         require_classes(gates, manifest.class_names)
         digest = self._digest(manifest, loaded)
         folder = self._folder(digest)
+        if verdicts is None:
+            verdicts = self._kept_verdicts(folder, manifest)
         goes_on = claim_folder(folder, digest, overwrite=config.overwrite)
         for line in manifest.warnings:
             self._warn(line)
@@ -137,14 +141,21 @@ class _Run:
             )
         return manifest
 
-    def _read_verdicts(self, manifest: Manifest) -> dict[str, bool]:
-        """Read what people said before any work, so that a mistake in the file costs none."""
-        if self.config.reviewed is None:
-            return {}
-        path = Path(self.config.reviewed)
-        verdicts, left_out = known_verdicts(read_verdicts(path), manifest.table, path)
+    def _verdicts(self, path: Path, manifest: Manifest, *, may_be_empty: bool = False) -> dict[str, bool]:
+        """Read what people said of this dataset's labels."""
+        verdicts, left_out = known_verdicts(read_verdicts(path, may_be_empty=may_be_empty), manifest.table, path)
         for line in left_out:
             self._warn(line)
+        return verdicts
+
+    def _kept_verdicts(self, folder: RunFolder, manifest: Manifest) -> dict[str, bool]:
+        """Read what people said of the run that is replaced: the new run's review.csv takes the place of its own."""
+        if not folder.review.is_file() or (folder.is_complete and not self.config.overwrite):
+            return {}
+        verdicts = self._verdicts(folder.review, manifest, may_be_empty=True)
+        if verdicts:
+            kept = amount(len(verdicts), "verdict")
+            self.reporter.say(f"{kept} in {folder.review} will count again; --reviewed FILE takes others")
         return verdicts
 
     def _load_model(self) -> LoadedModel | None:

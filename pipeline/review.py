@@ -43,7 +43,7 @@ class Said:
         return WORDS[self.wrong]
 
 
-def read_verdicts(path: Path) -> dict[str, Said]:
+def read_verdicts(path: Path, *, may_be_empty: bool = False) -> dict[str, Said]:
     """Return what people said of labels, by image_id.
 
     The file has columns `image_id` and `verdict`, `right` or `wrong` in any case, and maybe `label_name`; rows without
@@ -52,7 +52,7 @@ def read_verdicts(path: Path) -> dict[str, Said]:
 
     Raises:
         VerdictsError: the file cannot be read or lacks a column; a verdict is another word; one image is called both
-            right and wrong; there is no verdict in it at all.
+            right and wrong; there is no verdict in it at all (unless it `may_be_empty`).
 
     """
     verdicts: dict[str, Said] = {}
@@ -67,7 +67,7 @@ def read_verdicts(path: Path) -> dict[str, Said]:
         one = Said(said == WORDS[WRONG], label_name or None)
         if verdicts.setdefault(image_id, one).wrong != one.wrong:
             raise VerdictsError(f"{where}: {printable(image_id)} is called both right and wrong")
-    if not verdicts:
+    if not verdicts and not may_be_empty:
         shown = path.with_suffix(".html")
         where = f", or say it in {shown}" if shown.is_file() else ""
         raise VerdictsError(f"there is no verdict in {path} yet; write right or wrong into its column verdict{where}")
@@ -92,7 +92,7 @@ def known_verdicts(verdicts: Mapping[str, Said], manifest: pa.Table, path: Path)
             changed.append(image_id)
         else:
             found[image_id] = said.wrong
-    if len(strangers) == len(verdicts):
+    if strangers and len(strangers) == len(verdicts):
         raise VerdictsError(f"{path} is of another dataset: none of its images is here ({_named(strangers)})")
     left_out = ((strangers, "of images that are not here"), (changed, "of labels that have been changed since"))
     return found, [

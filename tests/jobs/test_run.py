@@ -21,7 +21,7 @@ from jobs.result import RunResult
 from jobs.run import run_audit
 from pipeline import schema
 from pipeline.config import resolve_config
-from pipeline.errors import AuditError
+from pipeline.errors import AuditError, VerdictsError
 from pipeline.runfolder import RunFolder
 from tests.users_networks import bright, scrambled
 
@@ -229,12 +229,32 @@ def test_a_run_that_replaces_another_leaves_no_old_page_and_no_verdict_lost(data
     said = folder.review.read_text(encoding="utf-8").replace(",,", ",wrong,")
     folder.review.write_text(said, encoding="utf-8")
     with pytest.raises(KeyboardInterrupt):
-        audited(dataset, tmp_path, Stopped(), overwrite=True, reviewed=folder.review, **settings)
+        audited(dataset, tmp_path, Stopped(), overwrite=True, **settings)
     assert not folder.report.exists()
     assert not folder.review_page.exists()
     assert folder.review.read_text(encoding="utf-8") == said
-    again = audited(dataset, tmp_path, reviewed=folder.review, **settings)
+    again = audited(dataset, tmp_path, **settings)
     assert again.summary["reviewed_wrong"] == said.count(",wrong,") > 0
+    assert audited(dataset, tmp_path, overwrite=True, **settings).summary == again.summary
+
+
+def test_verdicts_that_cannot_be_kept_stop_a_run_before_it_replaces_anything(dataset: Path, tmp_path: Path) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright", "shard_size": 6}
+    folder = audited(dataset, tmp_path, **settings).folder
+
+    def others() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*") if path != folder.review)
+
+    before = others()
+    for said, why in (("image_id,verdict\nelsewhere.png,wrong\n", "another dataset"), ("verdict\n", "no column")):
+        folder.review.write_text(said, encoding="utf-8")
+        with pytest.raises(VerdictsError, match=why):
+            audited(dataset, tmp_path, overwrite=True, **settings)
+        assert folder.review.read_text(encoding="utf-8") == said
+        assert (
+            sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*") if path != folder.review)
+            == before
+        )
 
 
 def test_a_damaged_shard_is_judged_again(dataset: Path, tmp_path: Path) -> None:
