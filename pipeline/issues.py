@@ -33,7 +33,7 @@ _AUDITED = (
     *_FLAGS,
 )
 _EVIDENCE = (
-    *("image_id", "error", "label", "pred", "pred_name", "probs", "pred_box", "evidence_distance"),
+    *("image_id", "error", "label", "pred", "pred_name", "probs", "pred_box", "evidence_distance", "evidence_swing"),
     *("squeeze_shift", "squeeze_pred", "squeeze_overlap"),
 )
 _BATCH_ROWS = 1024
@@ -113,6 +113,7 @@ def _issues_of(audited: dict[str, Any], evidence: dict[str, Any], names: tuple[s
         traced=evidence["pred_box"] is not None,
         distance=evidence["evidence_distance"],
         is_apart=bool(audited["is_apart"]),
+        swing=evidence["evidence_swing"],
         confirmed=audited["verdict"] == "wrong",
     )
     suggested = audited["suggested_name"]

@@ -5,6 +5,7 @@ Probabilities are told as "97.0 % likely" and evidence as "what speaks for a lab
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ from pipeline.wording import amount, percent, printable
 
 _NAMED_COPIES = 3
 """Copies that a reason names; the rest is a number, so that the sentence stays one."""
+
+_LEAST_TIMES, _MOST_TIMES = 2, 1000
+"""Better odds that are worth a word, and from where on the number no longer matters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,9 @@ class Seen:
     distance: float | None
     """How far apart the evidence for label and prediction lies, in units of its spread; None: not both have any."""
     is_apart: bool = False
-    """That is far enough for two places."""
+    """The two lie on two objects."""
+    swing: float | None = None
+    """How much more likely the two classes are in their own halves of the image, in nats, summed; None: not asked."""
     confirmed: bool = False
     """A person says that the label is wrong."""
 
@@ -99,7 +105,7 @@ def ambiguous(seen: Seen) -> str:
     if seen.is_apart:
         return (
             f"Two objects: the image seems to show both {label}, and {pred}; what speaks for the one lies in another "
-            f"place than what speaks for the other ({_distance(seen.distance)})."
+            f"place than what speaks for the other ({_distance(seen.distance)}).{_alone(seen.swing)}"
         )
     return (
         f"Two readings: the same object may be {label}, or {pred}; what speaks for the one and for the other lies in "
@@ -159,6 +165,17 @@ def _likely(probability: float) -> str:
 
 def _distance(value: float) -> str:
     return f"{value:.1f} times its spread apart"
+
+
+def _alone(swing: float | None) -> str:
+    """Say what the halves of the image alone say, where they say something."""
+    if swing is None or swing / 2 < math.log(_LEAST_TIMES):
+        return ""
+    told = f"about {math.exp(swing / 2):.0f}" if swing / 2 < math.log(_MOST_TIMES) else f"over {_MOST_TIMES:,}"
+    return (
+        f" Seen alone, its own half of the image gives either of them, on average, {told} times the odds that the "
+        "other half gives it."
+    )
 
 
 def _overlap(value: float) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import math
 import re
 
 import pandas as pd
@@ -136,6 +138,33 @@ SEEN = Seen(
     distance=2.3,
     is_apart=True,
 )
+
+
+@pytest.mark.parametrize(
+    ("swing", "told"),
+    [
+        (None, None),
+        (-3.0, None),
+        (1.3, None),
+        (1.4, "about 2 times the odds"),
+        (2 * math.log(30), "about 30 times the odds"),
+        (2 * math.log(1000) + 1e-6, "over 1,000 times the odds"),
+        (1e6, "over 1,000 times the odds"),
+    ],
+)
+def test_what_the_halves_say_is_told_where_they_say_something(swing, told):
+    sentence = reasons.ambiguous(dataclasses.replace(SEEN, swing=swing))
+    if told is None:
+        assert "Seen alone" not in sentence
+    else:
+        assert f"Seen alone, its own half of the image gives either of them, on average, {told}" in sentence
+    assert "Seen alone" not in reasons.ambiguous(dataclasses.replace(SEEN, swing=swing, is_apart=False))
+
+
+def test_the_swing_comes_from_the_evidence(tmp_path):
+    rows = data_set(image("two.png", 0, [0.16, 0.8, 0.04], overlap=0.1, evidence_swing=2 * math.log(30)))
+    (told,) = listed(tmp_path, rows).reason
+    assert "about 30 times the odds" in told
 
 
 @pytest.mark.parametrize(
