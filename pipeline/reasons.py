@@ -171,7 +171,8 @@ def _alone(swing: float | None) -> str:
     """Say what the halves of the image alone say, where they say something."""
     if swing is None or swing / 2 < math.log(_LEAST_TIMES):
         return ""
-    told = f"about {math.exp(swing / 2):.0f}" if swing / 2 < math.log(_MOST_TIMES) else f"over {_MOST_TIMES:,}"
+    is_told = swing / 2 < math.log(_MOST_TIMES)
+    told = f"about {float(f'{math.exp(swing / 2):.1g}'):.0f}" if is_told else f"over {_MOST_TIMES:,}"
     return (
         f" Seen alone, its own half of the image gives either of them, on average, {told} times the odds that the "
         "other half gives it."
