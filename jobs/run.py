@@ -34,7 +34,7 @@ from jobs.shards import CommitEvidence, is_committed
 from pipeline import schema
 from pipeline.apart import usual_share
 from pipeline.config import RunConfig
-from pipeline.errors import DatasetError
+from pipeline.errors import DatasetError, VerdictsError
 from pipeline.evidence import EvidenceStep
 from pipeline.files import write_json, write_parquet
 from pipeline.folds import fold_warnings
@@ -152,7 +152,10 @@ class _Run:
         """Read what people said of the run that is replaced: the new run's review.csv takes the place of its own."""
         if not folder.review.is_file() or (folder.is_complete and not self.config.overwrite):
             return {}
-        verdicts = self._verdicts(folder.review, manifest, may_be_empty=True)
+        try:
+            verdicts = self._verdicts(folder.review, manifest, may_be_empty=True)
+        except VerdictsError as error:
+            raise VerdictsError(f"{error}; mend it, move it away, or choose another --name") from error
         if verdicts:
             kept = amount(len(verdicts), "verdict")
             self.reporter.say(f"{kept} in {folder.review} will count again; --reviewed FILE takes others")

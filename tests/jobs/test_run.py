@@ -248,7 +248,7 @@ def test_verdicts_that_cannot_be_kept_stop_a_run_before_it_replaces_anything(dat
     before = others()
     for said, why in (("image_id,verdict\nelsewhere.png,wrong\n", "another dataset"), ("verdict\n", "no column")):
         folder.review.write_text(said, encoding="utf-8")
-        with pytest.raises(VerdictsError, match=why):
+        with pytest.raises(VerdictsError, match=f"{why}.*; mend it, move it away, or choose another --name"):
             audited(dataset, tmp_path, overwrite=True, **settings)
         assert folder.review.read_text(encoding="utf-8") == said
         assert (
