@@ -21,7 +21,7 @@ from jobs.result import RunResult
 from jobs.run import run_audit
 from pipeline import schema
 from pipeline.config import resolve_config
-from pipeline.errors import AuditError, VerdictsError
+from pipeline.errors import AuditError, RunFolderError, VerdictsError
 from pipeline.runfolder import RunFolder
 from tests.users_networks import bright, scrambled
 
@@ -57,7 +57,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def audited(dataset: Path, out: Path, engine: Any = None, **settings: Any) -> RunResult:
     told = {"dataset": str(dataset), "out": str(out), "name": "r", "folds": 2, **settings}
-    config = resolve_config(None, {}, {name: str(value) for name, value in told.items()})
+    config = resolve_config(None, {}, {name: str(value) for name, value in told.items() if value is not None})
     return run_audit(config, engine or InProcess(), Reporter(quiet=True, console=Console(file=io.StringIO())))
 
 
@@ -79,6 +79,8 @@ def test_direct_finds_what_is_mislabeled(dataset: Path, tmp_path: Path) -> None:
     audit = pd.read_parquet(result.folder.audit).set_index("image_id")
     assert set(audit.index[audit.is_mislabeled]) == {"bright/00.png", "dark/00.png"}
     assert audit.suggested_name["bright/00.png"] == "dark"
+    evidence = evidence_of(result.folder)
+    assert evidence.runner_up_swing.notna().sum() == evidence.runner_up_distance.notna().sum() > 0  # all, of so few
     assert not result.folder.work.exists()
 
 
@@ -251,10 +253,14 @@ def test_verdicts_that_cannot_be_kept_stop_a_run_before_it_replaces_anything(dat
         with pytest.raises(VerdictsError, match=f"{why}.*; mend it, move it away, or choose another --name"):
             audited(dataset, tmp_path, overwrite=True, **settings)
         assert folder.review.read_text(encoding="utf-8") == said
-        assert (
-            sorted((path, path.stat().st_mtime_ns) for path in folder.path.rglob("*") if path != folder.review)
-            == before
-        )
+        assert others() == before
+
+
+def test_a_complete_run_is_named_whatever_its_verdicts(dataset: Path, tmp_path: Path) -> None:
+    settings = {"name": None, "predict": "direct", "model": "tests.users_networks:bright"}
+    audited(dataset, tmp_path, **settings).folder.review.write_text("nothing", encoding="utf-8")
+    with pytest.raises(RunFolderError, match="holds a complete run already"):
+        audited(dataset, tmp_path, **settings)
 
 
 def test_a_damaged_shard_is_judged_again(dataset: Path, tmp_path: Path) -> None:

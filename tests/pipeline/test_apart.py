@@ -63,6 +63,14 @@ def test_either_measure_alone_may_say_it_and_neither_where_both_are_usual():
     assert not said(usual, 1.0, 100.0)
 
 
+def test_one_measure_beyond_all_does_not_make_up_for_the_other():
+    """The share that reaches it is not 0: a hundred images do not say how rare it is."""
+    usual = learned(np.arange(ENOUGH), np.arange(ENOUGH))
+    assert not said(usual, 1e6, -1.0)
+    assert not said(usual, -1.0, 1e6)
+    assert said(usual, 1e6, ENOUGH - 10)
+
+
 def test_few_images_do_not_say_what_is_usual():
     for usual in (learned([], []), learned([0.1] * (ENOUGH - 1), [0.1] * (ENOUGH - 1))):
         assert said(usual, USUAL_DISTANCE, math.nan)

@@ -253,6 +253,30 @@ def test_each_image_is_judged_by_the_network_that_never_saw_its_fold(tmp_path):
     assert (judge.probabilities(images, folds).argmax(1).numpy() == folds).all()
 
 
+def test_halves_are_those_of_the_image_and_are_judged_by_its_own_fold(tmp_path):
+    spec = InputSpec(size=32, fit="squash")
+    files = [str(tmp_path / f"{fold}.safetensors") for fold in range(3)]
+    for fold, file in enumerate(files):
+        torch.manual_seed(fold)
+        save_file(small_network(2, 32).state_dict(), file)
+    draw = np.random.default_rng(0)
+    pictures = {
+        f"{'ab'[at % 2]}/{at}.png": encoded(Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)))
+        for at in range(9)
+    }
+    (shard,) = read_manifest(laid_out(tmp_path / "data", pictures)).shards(np.arange(9, dtype=np.int16)[::-1] % 3)
+    of_train = {"predict": "train", "class_names": ("a", "b"), "input": spec, "model": None}
+    train = TrainPlan(class_count=2, input=spec)
+    swings = []
+    for size in (1, 8):
+        step = EvidenceStep(plan(**of_train, train=train, fold_weights=tuple(files), batch_size=size))
+        table = step(decode_shard(shard, spec)).to_pandas()
+        swings.append(table[["evidence_swing", "runner_up_swing"]].to_numpy(float))
+    alone, together = swings
+    assert len(np.unique(alone[~np.isnan(alone)])) >= 6
+    np.testing.assert_allclose(together, alone, rtol=1e-3, atol=1e-5)
+
+
 def test_the_given_labels_mask_follows_its_own_image_whatever_stands_before_it(tmp_path, monkeypatch):
     picture = encoded(Image.fromarray(block(64, 64, (4, 4, 50, 50))))
     root = laid_out(tmp_path, {"bright/a.png": picture, "dark/b.png": picture})
