@@ -81,33 +81,58 @@ def _single_outputs(graph: fx.Graph) -> None:
         parent, number = node.args
         assert isinstance(parent, fx.Node)
         rewrite = _REWRITES.get(parent.target)
-        if rewrite is None:
+        same = rewrite(arguments_by_name(parent), parent, number) if rewrite else None
+        if same is None:
             continue
         with graph.inserting_before(node):
-            replacement = graph.call_function(*rewrite(arguments_by_name(parent), parent, number))
+            replacement = graph.call_function(*same)
         replacement.meta = dict(node.meta)
         node.replace_all_uses_with(replacement)
         graph.erase_node(node)
 
 
-def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
+Same = tuple[Any, tuple[Any, ...]]
+"""An operation with one output, and its arguments, that gives the same."""
+
+
+def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
     assert number == 0, "statistics of a batch norm in evaluation are never read"
     keys = ("input", "weight", "bias", "running_mean", "running_var")
     fixed = (False, named["momentum"], named["eps"], True)
     return aten.batch_norm.default, (*(named[key] for key in keys), *fixed)
 
 
-def _split(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
+def _largest(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    return None if number else (aten.amax.default, (named["self"], [named["dim"]], named["keepdim"]))
+
+
+def _max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    return None if number else (aten.max_pool2d.default, tuple(named.values()))
+
+
+def _adaptive_max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    """Where all its windows are alike; the whole map is one."""
+    extent, out = named["self"].meta["seen"].shape[-2:], parent.meta["seen"][0].shape[-2:]
+    if number or any(whole % parts for whole, parts in zip(extent, out, strict=True)):
+        return None
+    kernel = [whole // parts for whole, parts in zip(extent, out, strict=True)]
+    return aten.max_pool2d.default, (named["self"], kernel, kernel)
+
+
+def _split(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
     sizes = [part.shape[named["dim"]] for part in parent.meta["seen"]]
     return aten.narrow.default, (named["self"], named["dim"], sum(sizes[:number]), sizes[number])
 
 
-def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> tuple[Any, tuple[Any, ...]]:
+def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
     return aten.select.int, (named["self"], named["dim"], number)
 
 
-_REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], tuple[Any, tuple[Any, ...]]]] = {
+_REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.max.dim: _largest,
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     aten.split.Tensor: _split,
     aten.unsafe_split.Tensor: _split,
     aten.split_with_sizes.default: _split,
@@ -117,9 +142,11 @@ _REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], tuple[Any, tuple[A
 
 
 def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
-    """Compute once what depends on neither the images nor their number: masks and tables of positions."""
+    """Compute once what depends on neither the images nor their number: masks, positions, standardised weights."""
     for node in list(graph.nodes):
-        arguments = arguments_by_name(node)
+        one_of = node.args[1] if node.target is operator.getitem else None
+        operation = node.args[0] if node.target is operator.getitem else node
+        arguments = arguments_by_name(operation)
         if not arguments or not isinstance(node.meta["seen"], Seen):
             continue
         if node.target in _FILLED_ANEW:  # reads the type of its input, not its values
@@ -128,7 +155,8 @@ def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
         fx.node.map_arg(arguments, sources.append)
         if not all(source in constants for source in sources):
             continue
-        value = node.target(**fx.node.map_arg(arguments, constants.__getitem__))
+        value = operation.target(**fx.node.map_arg(arguments, constants.__getitem__))
+        value = value if one_of is None else value[one_of]
         with graph.inserting_before(next(iter(graph.nodes))):
             folded = graph.placeholder(f"{node.name}_folded")
         folded.meta = dict(node.meta)

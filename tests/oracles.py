@@ -11,6 +11,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -167,7 +168,7 @@ def adaptive_average_pool(given: dict[str, Any], at: tuple[int, ...], options: O
     return mean_of(cells, options)
 
 
-@oracle(aten.amax.default)
+@oracle(aten.amax.default, aten.logsumexp.default)
 def largest(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     return mean(given, at, replace(options, average_pool="argmax"))
 
@@ -195,24 +196,33 @@ def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.clamp_min.default,
     aten.leaky_relu.default,
     aten.prelu.default,
+    aten.rrelu.default,
     aten.elu.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.threshold.default,
     aten.gelu.default,
     aten.silu.default,
     aten.mish.default,
     aten.hardswish.default,
     aten.hardsigmoid.default,
     aten.sigmoid.default,
+    aten.log_sigmoid.default,
     aten.tanh.default,
     aten.softplus.default,
     aten.dropout.default,
     aten.neg.default,
     aten.abs.default,
     aten.exp.default,
+    aten.sign.default,
     aten.log.default,
+    aten.log1p.default,
     aten.sqrt.default,
     aten.rsqrt.default,
     aten.reciprocal.default,
     aten.pow.Tensor_Scalar,
+    aten.pow.Tensor_Tensor,
+    aten.rsub.Scalar,
     aten.add.Scalar,
     aten.sub.Scalar,
     aten.mul.Scalar,
@@ -229,6 +239,7 @@ def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.batch_norm.default,
     aten.layer_norm.default,
     aten.group_norm.default,
+    aten.instance_norm.default,
 )
 def same(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     return {("self" if "self" in given else "input", at): 1.0}
@@ -255,6 +266,18 @@ def add(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     if given.get("low", False):
         adds = [(key, -value) for key, value in adds]
     return {first_best(adds): 1.0}
+
+
+@oracle(aten.maximum.default, aten.minimum.default)
+def taken(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    sign = 1 if given["operation"] is aten.maximum.default else -1
+    places = [(name, broadcast_from(at, given[name].shape)) for name in operands(given)]
+    return {first_best([((name, place), sign * float(given[name][place])) for name, place in places]): 1.0}
+
+
+@oracle(aten.glu.default)
+def glu(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    return {("self", at): 1.0}
 
 
 @oracle(aten.div.Tensor)
@@ -333,6 +356,7 @@ def mul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.roll.default,
     aten.flip.default,
     aten.repeat.default,
+    aten.repeat_interleave.self_int,
     aten.index.Tensor,
     aten.index_select.default,
     aten.pixel_shuffle.default,
@@ -372,8 +396,25 @@ def pad(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     own = list(at)
     for number in range(len(given["pad"]) // 2):
         axis = len(shape) - 1 - number
-        own[axis] = min(max(at[axis] - given["pad"][2 * number], 0), shape[axis] - 1)
+        place, last = at[axis] - given["pad"][2 * number], shape[axis] - 1
+        mode = given.get("mode", "constant")
+        if mode == "circular":
+            place %= shape[axis]
+        elif mode == "reflect":
+            place = last - abs(last - abs(place))
+        own[axis] = min(max(place, 0), last)
     return {("self", tuple(own)): 1.0}
+
+
+@oracle(aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
+def resize(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    """The cell whose centre is nearest; copied by the nearest, the one at or before the place itself."""
+    own = list(at)
+    copied = given["operation"] is aten.upsample_nearest2d.vec
+    for axis in (2, 3):
+        extent, out = given["input"].shape[axis], given["result"].shape[axis]
+        own[axis] = math.floor((at[axis] + (0 if copied else Fraction(1, 2))) * extent / Fraction(out))
+    return {("input", tuple(own)): 1.0}
 
 
 def walk(

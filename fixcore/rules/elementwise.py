@@ -22,7 +22,11 @@ PASSES = (
     aten.clamp_min.default,
     aten.leaky_relu.default,
     aten.prelu.default,
+    aten.rrelu.default,
     aten.elu.default,
+    aten.selu.default,
+    aten.celu.default,
+    aten.threshold.default,
     aten.gelu.default,
     aten.silu.default,
     aten.silu_.default,
@@ -31,16 +35,20 @@ PASSES = (
     aten.hardswish_.default,
     aten.hardsigmoid.default,
     aten.sigmoid.default,
+    aten.log_sigmoid.default,
     aten.tanh.default,
     aten.softplus.default,
     aten.dropout.default,
     aten.abs.default,
     aten.exp.default,
+    aten.sign.default,
     aten.log.default,
+    aten.log1p.default,
     aten.sqrt.default,
     aten.rsqrt.default,
     aten.reciprocal.default,
     aten.pow.Tensor_Scalar,
+    aten.pow.Tensor_Tensor,
     aten.add.Scalar,
     aten.sub.Scalar,
     aten.masked_fill.Scalar,
@@ -58,6 +66,9 @@ PASSES = (
 SCALES = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
 """Operations that multiply each element by a number."""
 
+_TURNS = (aten.neg.default, aten.rsub.Scalar)
+"""Operations that make low of high whatever their numbers."""
+
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
 """Operations whose results say how much of something passes, and are never below zero."""
 
@@ -68,14 +79,14 @@ def same_place(visit: Visit, points: Points) -> Flow:
     return [(visit.source("self" if "self" in visit.arguments else "input"), points)]
 
 
-@rule(*SCALES)
+@rule(*SCALES, aten.rsub.Scalar)
 def scaled(visit: Visit, points: Points) -> Flow:
     """Stay; a negative factor makes low of high. Mass: kept whole."""
-    factor = -1 if visit.node.target is aten.neg.default else visit.plain("other")
+    factor = -1 if visit.node.target in _TURNS else visit.plain("other")
     return [(visit.source("self"), points.turned(factor < 0))]
 
 
-@rule(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default)
+@rule(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
 def normalised(visit: Visit, points: Points) -> Flow:
     """Stay: normalisation rescales the element; a negative scale makes low of high. Mass: kept whole.
 
@@ -105,6 +116,33 @@ def larger_branch(visit: Visit, points: Points) -> Flow:
         (branch, _own_sign(visit, branch, points.moved(index, apart=index is points.index)).where(goes))
         for branch, index, goes in ((first, first_index, goes_first), (second, second_index, ~goes_first))
     ]
+
+
+@rule(aten.maximum.default, aten.minimum.default, keeps=("self", "other"))
+def taken_branch(visit: Visit, points: Points) -> Flow:
+    """Larger (smaller) of two: follow the one that was taken; ties to the branch computed earlier. Mass: kept whole.
+
+    A constant is no branch: where it was taken, the other one is followed, which let it be.
+    """
+    branches = _branches(visit, ("self", "other"))
+    found = [(branch, _index_in(visit, branch, points)) for branch in branches]
+    if len(found) < 2:
+        return [(branch, points.moved(index, apart=index is points.index)) for branch, index in found]
+    left, right = (visit.values[branch][unravel(index, visit.shapes[branch])] for branch, index in found)
+    goes_first = left >= right if visit.node.target is aten.maximum.default else left <= right
+    return [
+        (branch, points.moved(index, apart=index is points.index).where(goes))
+        for (branch, index), goes in zip(found, (goes_first, ~goes_first), strict=True)
+    ]
+
+
+@rule(aten.glu.default)
+def gated_half(visit: Visit, points: Points) -> Flow:
+    """Gated linear unit: follow the half that passes, past the half that is its gate. Mass: kept whole."""
+    dim = visit.plain("dim") % len(visit.shape)
+    passes, inner = visit.shape[dim], visit.shape[dim + 1 :].numel()
+    outer = torch.div(points.index, passes * inner, rounding_mode="floor")
+    return [(visit.source("self"), points.moved(points.index + outer * passes * inner, apart=True))]
 
 
 @rule(aten.div.Tensor)

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from fixcore.compiled import parts as compiled
 from fixcore.points import Points, ravel, unravel
@@ -32,6 +33,7 @@ _COPIES = (
     aten.roll.default,
     aten.flip.default,
     aten.repeat.default,
+    aten.repeat_interleave.self_int,
     aten.index.Tensor,
     aten.index_select.default,
     aten.pixel_shuffle.default,
@@ -39,7 +41,8 @@ _COPIES = (
     aten.channel_shuffle.default,
 )
 _PADS = (aten.pad.default, aten.constant_pad_nd.default)
-LAYOUT = frozenset({*_RESHAPES, *_VIEWS, *_COPIES, *_PADS, aten.cat.default, aten.stack.default})
+_RESIZES = (aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
+LAYOUT = frozenset({*_RESHAPES, *_VIEWS, *_COPIES, *_PADS, *_RESIZES, aten.cat.default, aten.stack.default})
 """Operations whose rules look up where an element was read from, and choose nothing."""
 
 
@@ -136,17 +139,38 @@ def own_layer(visit: Visit, points: Points) -> Flow:
 
 @rule(*_PADS)
 def nearest_pixel(visit: Visit, points: Points) -> Flow:
-    """Padding: go to the element itself; one on the padding moves to the nearest. Mass: kept whole.
+    """Padding: go to the element itself; one on the padding moves to the nearest, or to the one it is a copy of.
 
-    Raises ValueError for reflecting or circular padding, whose cells are copies of others.
+    Mass: kept whole.
     """
-    if visit.arguments.get("mode", "constant") not in ("constant", "replicate"):
-        raise ValueError(f"{visit.node.name}: padding mode {visit.arguments['mode']!r} is not traced")
     source = visit.source("self")
     shape = visit.shapes[source]
+    mode = visit.arguments.get("mode", "constant")
+    if mode in ("reflect", "circular"):
+        positions = aten.pad.default(_positions(shape, points), visit.plain("pad"), mode)
+        return [(source, points.moved(positions.reshape(-1)[points.index].long()))]
     before = [0] * len(shape)
     for number, amount in enumerate(visit.plain("pad")[::2]):
         before[-1 - number] = amount
     place = unravel(points.index, visit.shape)
     own = [(at - skip).clamp(0, extent - 1) for at, skip, extent in zip(place, before, shape, strict=True)]
     return [(source, points.moved(ravel(own, shape)))]
+
+
+@rule(*_RESIZES)
+def nearest_cell(visit: Visit, points: Points) -> Flow:
+    """Enlarged or reduced map: go to the cell that lies nearest, which weighs most in any interpolation.
+
+    Two that are as near go to the lower right one; of interpolation by the nearest, to the one that was copied. Mass:
+    kept whole.
+    """
+    source = visit.source("input")
+    shape = visit.shapes[source]
+    mode = "nearest" if visit.node.target is aten.upsample_nearest2d.vec else "nearest-exact"
+    positions = functional.interpolate(_positions(shape, points), tuple(visit.shape[2:]), mode=mode)
+    return [(source, points.moved(positions.reshape(-1)[points.index].long()))]
+
+
+def _positions(shape: torch.Size, points: Points) -> Tensor:
+    """Return a tensor that holds its own positions, in float64, which is exact: not all operations take integers."""
+    return torch.arange(shape.numel(), dtype=torch.float64, device=points.index.device).view(shape)

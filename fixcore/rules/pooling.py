@@ -21,6 +21,7 @@ POOLS = frozenset(
         aten.avg_pool2d.default,
         aten.adaptive_avg_pool2d.default,
         aten.amax.default,
+        aten.logsumexp.default,
         aten.mean.dim,
         aten.sum.dim_IntList,
     }
@@ -74,9 +75,12 @@ def strong_adaptive_cells(visit: Visit, points: Points) -> Flow:
     return _mean_window(visit, points, (n, channel), rows, cols)
 
 
-@rule(aten.amax.default, keeps=("self",))
+@rule(aten.amax.default, aten.logsumexp.default, keeps=("self",))
 def largest_member(visit: Visit, points: Points) -> Flow:
-    """Go to the largest of all places; ties to the first in row-major order. Mass: kept whole."""
+    """Go to the largest of all places, or what is most of a smooth maximum; ties to the first in row-major order.
+
+    Mass: kept whole.
+    """
     return _members(visit, points, "argmax")
 
 

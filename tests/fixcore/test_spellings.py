@@ -1,0 +1,125 @@
+"""Networks as people write them: the same thing in other words is traced alike, and what is common is traced at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fixcore
+
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+TARGET = torch.tensor([0, 1, 2])
+
+
+class Does(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.function(values)
+
+
+class StandardisedByNorm(nn.Conv2d):
+    """Weights standardised by a batch norm of the filters, as in many published networks."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        filters = self.weight.reshape(1, self.out_channels, -1)
+        weight = functional.batch_norm(filters, None, None, training=True, momentum=0.0, eps=1e-6)
+        return functional.conv2d(images, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+class StandardisedByHand(nn.Conv2d):
+    def forward(self, images: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(self.weight, (1, 2, 3), correction=0, keepdim=True)
+        weight = (self.weight - mean) / (variance + 1e-6).sqrt()
+        return functional.conv2d(images, weight, self.bias, self.stride, self.padding)
+
+
+def network(middle: nn.Module) -> nn.Module:
+    """Return a small classifier of 5 with `middle` between a convolution's 8 x 8 cells and the head."""
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), middle, nn.Flatten()).eval()
+    with torch.no_grad():
+        return nn.Sequential(body, nn.Linear(body(IMAGES).shape[1], 5)).eval()
+
+
+def traced(model: nn.Module) -> fixcore.Fixations:
+    graph = fixcore.capture(model, IMAGES)
+    recording = graph.record(IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(recording.logits, model(IMAGES), rtol=1e-4, atol=1e-5)
+    return fixcore.backtrack(recording, TARGET)
+
+
+@pytest.mark.parametrize(
+    ("written", "otherwise"),
+    [
+        (Does(lambda x: functional.adaptive_max_pool2d(x, 1)), Does(lambda x: x.amax((2, 3), keepdim=True))),
+        (nn.AdaptiveMaxPool2d((2, 4)), nn.MaxPool2d((4, 2))),
+        (Does(lambda x: x.flatten(2).max(2).values), Does(lambda x: x.amax((2, 3)))),
+        (Does(lambda x: x.max(2, keepdim=True)[0].max(3, keepdim=True)[0]), nn.MaxPool2d(8)),
+        (Does(lambda x: functional.max_pool2d(x, 3, 2, 1, return_indices=True)[0]), nn.MaxPool2d(3, 2, 1)),
+        (nn.ReflectionPad2d(0), nn.Identity()),
+        (nn.Upsample(scale_factor=2), Does(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3))),
+        (Does(lambda x: 1 - x), Does(lambda x: -x + 1)),
+        (StandardisedByNorm(8, 8, 3, padding=1), StandardisedByHand(8, 8, 3, padding=1)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_same_in_other_words_is_traced_alike(written: nn.Module, otherwise: nn.Module) -> None:
+    otherwise.load_state_dict(written.state_dict())
+    one, other = traced(network(written)), traced(network(otherwise))
+    for name in ("image", "row", "col"):
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+    torch.testing.assert_close(one.mass, other.mass)
+
+
+class Pooled(nn.Module):
+    """Generalised mean (GeM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.power = nn.Parameter(torch.tensor([3.0]))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return values.clamp(min=1e-6).pow(self.power).mean((2, 3)).pow(1 / self.power)
+
+
+COMMON: dict[str, nn.Module] = {
+    "concatenated pools": Does(lambda x: torch.cat([functional.adaptive_avg_pool2d(x, 1), x.amax((2, 3), True)], 1)),
+    "generalised mean": Pooled(),
+    "power mean": nn.LPPool2d(2, 2),
+    "log-sum-exp": Does(lambda x: x.flatten(2).logsumexp(2)),
+    "attention pool": Does(lambda x: (x.flatten(2) * x.flatten(2).mean(1, keepdim=True).softmax(2)).sum(2)),
+    "reflected edges": nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
+    "joined edges": nn.Conv2d(8, 8, 3, padding=1, padding_mode="circular"),
+    "copied edges": nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate"),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "gated linear unit": nn.GLU(1),
+    "maxout": Does(lambda x: torch.maximum(x[:, :4], x[:, 4:])),
+    "selu": nn.SELU(),
+    "celu": nn.CELU(),
+    "threshold": nn.Threshold(0.1, 0.0),
+    "log-sigmoid": nn.LogSigmoid(),
+    "enlarged": nn.Upsample(scale_factor=2, mode="bilinear"),
+    "reduced": Does(lambda x: functional.interpolate(x, (5, 3), mode="bicubic")),
+}
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_what_people_put_into_networks_is_traced(name: str) -> None:
+    found = traced(network(COMMON[name]))
+    total = torch.zeros(3).index_add_(0, found.image, found.mass)
+    torch.testing.assert_close(total, torch.ones(3), rtol=0, atol=1e-4)
+
+
+def test_a_maximum_over_windows_of_several_sizes_is_named() -> None:
+    with pytest.raises(fixcore.MissingRule, match="no backtracking rule for"):
+        traced(network(nn.AdaptiveMaxPool2d(3)))
