@@ -42,6 +42,7 @@ _FILLED_ANEW = FILLED[:3]
 def simplify(graph: fx.Graph, constants: Constants) -> None:
     """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more."""
     _single_outputs(graph)
+    _one_word_for_each(graph)
     _fold_constants(graph, constants)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
@@ -139,6 +140,24 @@ _REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
     aten.chunk.default: _split,
     aten.unbind.int: _unbind,
 }
+
+
+_WORDS: dict[Any, Callable[[dict[str, Any]], Same]] = {
+    aten.relu6.default: lambda named: (aten.hardtanh.default, (named["self"], 0.0, 6.0)),
+    aten.clamp_max.default: lambda named: (aten.clamp.default, (named["self"], None, named["max"])),
+    aten.max.other: lambda named: (aten.maximum.default, (named["self"], named["other"])),
+    aten.min.other: lambda named: (aten.minimum.default, (named["self"], named["other"])),
+    aten.square.default: lambda named: (aten.pow.Tensor_Scalar, (named["self"], 2)),
+}
+"""Operations that are another one by a name of its own."""
+
+
+def _one_word_for_each(graph: fx.Graph) -> None:
+    """Replace operations of which there is another that says the same, so that one rule serves both."""
+    for node in graph.nodes:
+        if node.target in _WORDS:
+            node.target, node.args = _WORDS[node.target](arguments_by_name(node))
+            node.kwargs = {}
 
 
 def _fold_constants(graph: fx.Graph, constants: Constants) -> None:

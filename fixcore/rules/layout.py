@@ -34,6 +34,8 @@ _COPIES = (
     aten.flip.default,
     aten.repeat.default,
     aten.repeat_interleave.self_int,
+    aten.tile.default,
+    aten.rot90.default,
     aten.index.Tensor,
     aten.index_select.default,
     aten.pixel_shuffle.default,
