@@ -69,7 +69,7 @@ def traced(model: nn.Module) -> fixcore.Fixations:
         (nn.ReflectionPad2d(0), nn.Identity()),
         (nn.Upsample(scale_factor=2), Does(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3))),
         (Does(lambda x: 1 - x), Does(lambda x: -x + 1)),
-        (Does(lambda x: functional.relu6(3 * x - 1)), Does(lambda x: (3 * x - 1).clamp(0, 6))),
+        (Does(lambda x: functional.relu6(9 * x - 1)), Does(lambda x: (9 * x - 1).clamp(0, 6))),
         (Does(lambda x: x.clamp_max(0.5)), Does(lambda x: x.clamp(max=0.5))),
         (Does(lambda x: torch.max(x, x.flip(3))), Does(lambda x: torch.maximum(x, x.flip(3)))),
         (Does(lambda x: torch.min(x, x.flip(3))), Does(lambda x: torch.minimum(x, x.flip(3)))),
@@ -124,6 +124,23 @@ def test_what_people_put_into_networks_is_traced(name: str) -> None:
     found = traced(network(COMMON[name]))
     total = torch.zeros(3).index_add_(0, found.image, found.mass)
     torch.testing.assert_close(total, torch.ones(3), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: functional.adaptive_max_pool2d(x, 2, return_indices=True),
+        lambda x: functional.max_pool2d(x, 2, return_indices=True),
+        lambda x: x.flatten(2).max(2),
+    ],
+    ids=["adaptive", "plain", "by dimension"],
+)
+def test_positions_of_a_maximum_are_no_maxima(pool: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    def both(values: Tensor) -> Tensor:
+        largest, position = pool(values)
+        return largest + position / 100
+
+    assert len(traced(network(Does(both)))) == len(IMAGES)  # the logits are compared in `traced`
 
 
 def test_a_maximum_over_windows_of_several_sizes_is_named() -> None:
