@@ -360,12 +360,18 @@ def test_elementwise(operation, rest):
     check_against_oracle(case)
 
 
+OPERANDS: dict[str, st.SearchStrategy[Any]] = {
+    "left": st.sampled_from([(2, 3, 2, 2), (1, 3, 1, 1), (3, 1, 2)]),
+    "right": st.sampled_from([(2, 3, 2, 2), (2, 3, 1, 1), (2, 1)]),
+    "constants": st.sampled_from([(), (0,), (1,)]),
+}
+"""Shapes that broadcast, and which of the two is a weight."""
+
+
 @quick
 @given(
     seed=seeds,
-    left=st.sampled_from([(2, 3, 2, 2), (1, 3, 1, 1), (3, 1, 2)]),
-    right=st.sampled_from([(2, 3, 2, 2), (2, 3, 1, 1), (2, 1)]),
-    constants=st.sampled_from([(), (0,), (1,)]),
+    **OPERANDS,
     operation=st.sampled_from([aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor]),
 )
 def test_sums_and_products(seed, left, right, constants, operation):
@@ -377,9 +383,7 @@ def test_sums_and_products(seed, left, right, constants, operation):
 @quick
 @given(
     seed=seeds,
-    left=st.sampled_from([(2, 3, 2, 2), (1, 3, 1, 1), (3, 1, 2)]),
-    right=st.sampled_from([(2, 3, 2, 2), (2, 3, 1, 1), (2, 1)]),
-    constants=st.sampled_from([(), (0,), (1,)]),
+    **OPERANDS,
     operation=st.sampled_from([aten.maximum.default, aten.minimum.default]),
 )
 def test_the_larger_and_the_smaller(seed, left, right, constants, operation):
