@@ -39,8 +39,8 @@ _BORDER = 1 / 8
 def read(run: RunFolder) -> pd.DataFrame:
     """Return one row per image that was read and has a label: signals and flags."""
     audit = pd.read_parquet(run.audit).set_index("image_id")
-    columns = ["image_id", "width", "height", "pred", "label_fix_mass", "evidence_overlap", "evidence_distance"]
-    columns += ["evidence_swing"]
+    columns = ["image_id", "width", "height", "pred", "label_fix_mass"]
+    columns += [f"evidence_{one}" for one in ("overlap", "distance", "swing")]
     columns += [f"pred_fix_{one}" for one in ("x", "y", "mass")]
     evidence = pd.concat([pd.read_parquet(part, columns=columns) for part in run.evidence_parts()]).set_index(
         "image_id"

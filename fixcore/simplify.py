@@ -163,8 +163,7 @@ def _one_word_for_each(graph: fx.Graph) -> None:
 def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
     """Compute once what depends on neither the images nor their number: masks, positions, standardised weights."""
     for node in list(graph.nodes):
-        one_of = node.args[1] if node.target is operator.getitem else None
-        operation = node.args[0] if node.target is operator.getitem else node
+        operation, *number = node.args if node.target is operator.getitem else (node,)
         arguments = arguments_by_name(operation)
         if not arguments or not isinstance(node.meta["seen"], Seen):
             continue
@@ -175,7 +174,7 @@ def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
         if not all(source in constants for source in sources):
             continue
         value = operation.target(**fx.node.map_arg(arguments, constants.__getitem__))
-        value = value if one_of is None else value[one_of]
+        value = value[number[0]] if number else value
         with graph.inserting_before(next(iter(graph.nodes))):
             folded = graph.placeholder(f"{node.name}_folded")
         folded.meta = dict(node.meta)

@@ -415,10 +415,18 @@ def pad(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
 def resize(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     """The cell whose centre is nearest; copied by the nearest, the one at or before the place itself."""
     own = list(at)
-    copied = given["operation"] is aten.upsample_nearest2d.vec
     for axis in (2, 3):
         extent, out = given["input"].shape[axis], given["result"].shape[axis]
-        own[axis] = math.floor((at[axis] + (0 if copied else Fraction(1, 2))) * extent / Fraction(out))
+        step = Fraction(extent, out)
+        if given["scale_factors"] is not None:
+            step = 1 / Fraction(given["scale_factors"][axis - 2])
+        if given["operation"] is aten.upsample_nearest2d.vec:
+            place = math.floor(at[axis] * step)
+        elif given["align_corners"]:
+            place = math.floor(at[axis] * (Fraction(extent - 1, out - 1) if out > 1 else 0) + Fraction(1, 2))
+        else:
+            place = math.floor((at[axis] + Fraction(1, 2)) * step)
+        own[axis] = min(place, extent - 1)
     return {("input", tuple(own)): 1.0}
 
 

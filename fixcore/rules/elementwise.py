@@ -127,16 +127,12 @@ def taken_branch(visit: Visit, points: Points) -> Flow:
 
     A constant is no branch: where it was taken, the other one is followed, which let it be.
     """
-    branches = _branches(visit, ("self", "other"))
-    found = [(branch, _index_in(visit, branch, points)) for branch in branches]
+    found = [(branch, _moved_into(visit, branch, points)) for branch in _branches(visit, ("self", "other"))]
     if len(found) < 2:
-        return [(branch, points.moved(index, apart=index is points.index)) for branch, index in found]
-    left, right = (visit.values[branch][unravel(index, visit.shapes[branch])] for branch, index in found)
+        return found
+    left, right = (visit.values[branch][unravel(own.index, visit.shapes[branch])] for branch, own in found)
     goes_first = left >= right if visit.node.target is aten.maximum.default else left <= right
-    return [
-        (branch, points.moved(index, apart=index is points.index).where(goes))
-        for (branch, index), goes in zip(found, (goes_first, ~goes_first), strict=True)
-    ]
+    return [(branch, own.where(goes)) for (branch, own), goes in zip(found, (goes_first, ~goes_first), strict=True)]
 
 
 @rule(aten.glu.default)

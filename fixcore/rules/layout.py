@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor, fx
-from torch.nn import functional
 
 from fixcore.compiled import parts as compiled
 from fixcore.points import Points, ravel, unravel
@@ -14,6 +13,8 @@ from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
 
+_ROUNDING = 1e-9
+"""A place half-way between two cells that is missed by rounding alone is half-way."""
 
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
 _VIEWS = (
@@ -75,11 +76,15 @@ def looked_up(visit: Visit, points: Points) -> Flow:
     """Copy: do the same to a tensor that holds its own positions, and read there. Mass: kept whole."""
     source = visit.source("self")
     shape = visit.shapes[source]
-    own = {**visit.values, source: torch.arange(shape.numel(), device=points.index.device).view(shape)}
+    # In float64, which is exact: not all operations take integers.
+    own = {
+        **visit.values,
+        source: torch.arange(shape.numel(), dtype=torch.float64, device=points.index.device).view(shape),
+    }
     positions = visit.node.target(  # type: ignore[operator]
         *fx.node.map_arg(visit.node.args, own.__getitem__), **fx.node.map_arg(visit.node.kwargs, own.__getitem__)
     )
-    return [(source, points.moved(positions.reshape(-1)[points.index]))]
+    return [(source, points.moved(positions.reshape(-1)[points.index].long()))]
 
 
 @rule(aten.cat.default)
@@ -145,12 +150,10 @@ def nearest_pixel(visit: Visit, points: Points) -> Flow:
 
     Mass: kept whole.
     """
+    if visit.arguments.get("mode", "constant") != "constant":
+        return looked_up(visit, points)
     source = visit.source("self")
     shape = visit.shapes[source]
-    mode = visit.arguments.get("mode", "constant")
-    if mode in ("reflect", "circular"):
-        positions = aten.pad.default(_positions(shape, points), visit.plain("pad"), mode)
-        return [(source, points.moved(positions.reshape(-1)[points.index].long()))]
     before = [0] * len(shape)
     for number, amount in enumerate(visit.plain("pad")[::2]):
         before[-1 - number] = amount
@@ -161,18 +164,20 @@ def nearest_pixel(visit: Visit, points: Points) -> Flow:
 
 @rule(*_RESIZES)
 def nearest_cell(visit: Visit, points: Points) -> Flow:
-    """Enlarged or reduced map: go to the cell that lies nearest, which weighs most in any interpolation.
+    """Enlarged or reduced map: go to the cell that was copied, or weighs most in the interpolation. Mass: kept whole.
 
-    Two that are as near go to the lower right one; of interpolation by the nearest, to the one that was copied. Mass:
-    kept whole.
+    Of two that weigh as much to the lower right one. Where each place was read is what the operation makes of a ramp.
     """
     source = visit.source("input")
     shape = visit.shapes[source]
-    mode = "nearest" if visit.node.target is aten.upsample_nearest2d.vec else "nearest-exact"
-    positions = functional.interpolate(_positions(shape, points), tuple(visit.shape[2:]), mode=mode)
-    return [(source, points.moved(positions.reshape(-1)[points.index].long()))]
-
-
-def _positions(shape: torch.Size, points: Points) -> Tensor:
-    """Return a tensor that holds its own positions, in float64, which is exact: not all operations take integers."""
-    return torch.arange(shape.numel(), dtype=torch.float64, device=points.index.device).view(shape)
+    resize = visit.node.target
+    if resize is aten.upsample_bicubic2d.vec:  # which bends ramps at the edges, and reads where the linear one does
+        resize = aten.upsample_bilinear2d.vec
+    rest = [visit.plain(name) for name in visit.arguments if name != "input"]
+    image, channel, row, col = unravel(points.index, visit.shape)
+    ramps = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float64, device=row.device) for side in shape[2:]), indexing="ij"
+    )
+    read = resize(torch.stack(ramps)[None], *rest)[0, :, row, col]  # type: ignore[operator]
+    place = (read + (0.5 + _ROUNDING)).long()
+    return [(source, points.moved(ravel([image, channel, *place], shape)))]

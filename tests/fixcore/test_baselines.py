@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -85,7 +86,10 @@ def test_deconvnet_lets_through_what_is_positive_whatever_the_image_did() -> Non
     assert baselines.gradient(graph, -image, asked).flatten().tolist() == [2, 1, 0]
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.SELU, nn.CELU, nn.RReLU])
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.SELU, nn.CELU, nn.RReLU, partial(nn.Threshold, 0.1, 0.0)],
+)
 def test_other_rectifiers_are_guided_by_their_own_derivative(images: Tensor, activation: type[nn.Module]) -> None:
     model = Small(activation=activation)
     graph = fixcore.capture(model, images)

@@ -556,6 +556,21 @@ def test_resizing(operation, rest, out):
     check_against_oracle(one_node(operation, integers(0, 2, 2, 3, 4), out, *rest, options=MASS))
 
 
+@pytest.mark.parametrize("scale", [[2.0, 3.0], [1.75, 1.25], [0.5, 0.75]])
+@pytest.mark.parametrize(
+    ("operation", "rest"),
+    [
+        (aten.upsample_nearest2d.vec, ()),
+        (aten.upsample_bilinear2d.vec, (False,)),
+        (aten.upsample_bilinear2d.vec, (True,)),
+        (aten.upsample_bicubic2d.vec, (False,)),
+    ],
+)
+def test_resizing_by_a_factor(operation, rest, scale):
+    """A factor that does not come out even is not the sizes' own: 7 cells times 1.75 are 12, each 1 / 1.75 apart."""
+    check_against_oracle(one_node(operation, integers(0, 2, 2, 7, 6), None, *rest, scale, options=MASS))
+
+
 def test_every_rule_is_exercised_above():
     """The parametrised lists and the tests by name cover the table."""
     named = {
