@@ -39,7 +39,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.labels import LabelAudit, find_label_errors
+from pipeline.labels import LabelAudit, find_label_errors, judge_labels
 from pipeline.verdicts import UNSEEN
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -255,14 +255,22 @@ def ambiguity(data: Path) -> None:
     labels = np.load(data / "cifar10" / "cifar10n.npz")
     given = np.stack([labels[f"random{one}"] for one in (1, 2, 3)])
     differ = (given != given[0]).any(axis=0)
-    arrays = np.load(path)
-    probs, label = arrays["pred_probs"].astype(np.float64), arrays["noisy_label"].astype(np.int64)
-    ranked = np.sort(probs, axis=1)
-    score = ranked[:, -1] - ranked[:, -2]
-    own = probs[np.arange(len(label)), label]
-    inputs = np.concatenate([probs, ranked, own[:, None], label[:, None]], axis=1)
-    # What could be learned from the very answers, if they were known for most of the images.
-    taught = cross_val_predict(HistGradientBoostingClassifier(), inputs, differ, cv=3, method="predict_proba")[:, 1]
+    print(f"annotators disagree on {differ.mean():.1%} of CIFAR-10N's images; AUROC for it:")
+    for name in ("aggregate_resnet18", "synthetic20_resnet18"):
+        arrays = np.load(data / "noise_probs" / f"{name}.npz")
+        probs, label = arrays["pred_probs"].astype(np.float64), arrays["noisy_label"].astype(np.int64)
+        ranked = np.sort(probs, axis=1)
+        own = probs[np.arange(len(label)), label]
+        inputs = np.concatenate([probs, ranked, own[:, None], label[:, None]], axis=1)
+        # What could be learned from the very answers, if they were known for most of the images.
+        taught = cross_val_predict(HistGradientBoostingClassifier(), inputs, differ, cv=3, method="predict_proba")[:, 1]
+        scores = {
+            "ambiguity_score": -judge_labels(probs, label, np.ones(probs.shape[1])).agreement,
+            "the most probable class's lead": ranked[:, -2] - ranked[:, -1],
+            "the given label's probability": -own,
+            "gradient boosting on all of these, taught by the annotators' disagreement": taught,
+        }
+        print(f"{name}: " + "; ".join(f"{what} {roc_auc_score(differ, one):.3f}" for what, one in scores.items()))
     wrong = given != labels["clean"]
     rate = wrong.mean()
     both = np.mean([(wrong[a] & wrong[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))])
@@ -271,12 +279,8 @@ def ambiguity(data: Path) -> None:
     rates = rng.beta(rate * weight, (1 - rate) * weight, 400_000)
     ideal = roc_auc_score((rng.random((3, len(rates))) < rates).any(axis=0), rates)
     print(
-        f"annotators disagree on {differ.mean():.1%} of CIFAR-10N's images; AUROC of ambiguity_score: "
-        f"{roc_auc_score(differ, -score):.3f}; of the given label's probability: {roc_auc_score(differ, -own):.3f}; of "
-        f"gradient boosting on all probabilities and the label, taught by the annotators' disagreement: "
-        f"{roc_auc_score(differ, taught):.3f}; of each image's own rate of wrong answers, if it were known "
-        f"(Beta distribution with the mean {rate:.3f} and the agreement {both:.4f} of two annotators' mistakes): "
-        f"{ideal:.3f}"
+        f"each image's own rate of wrong answers, if it were known (Beta distribution with the mean {rate:.3f} and the "
+        f"agreement {both:.4f} of two annotators' mistakes): {ideal:.3f}"
     )
 
 

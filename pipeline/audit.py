@@ -244,7 +244,7 @@ def _rows(batch: Any, called: _Called, limits: _Limits, names: pa.Array) -> pa.T
         "label": batch.column("label"),
         "label_name": batch.column("label_name"),
         "label_score": _nullable(called.score),
-        "ambiguity_score": _nullable(judged["clarity"]),
+        "ambiguity_score": _nullable(judged["agreement"]),
         "drift_score": _nullable(1 - shift),
         "is_mislabeled": is_mislabeled & ok,
         "is_ambiguous": is_ambiguous & ok,

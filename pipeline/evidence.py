@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fixcore
+from fixcore.saliency import THRESHOLD
 from pipeline import rle, schema
 from pipeline.apart import is_looked_at
 from pipeline.errors import ProbabilitiesError
-from pipeline.geometry import Region, original_box, original_mask, original_points, seen_region
+from pipeline.geometry import Region, original_box, original_map, original_mask, original_points, seen_region
 from pipeline.halves import swing
 from pipeline.images import DecodedShard
 from pipeline.judge import Judge, JudgePlan, Verdict
@@ -33,7 +34,11 @@ _NOTHING: Mapping[str, Any] = {
     **{name: None for name in ("pred", "pred_name", "probs")},
     **{name: None for name in ("evidence_overlap", "evidence_distance", "evidence_swing")},
     **{name: None for name in ("runner_up_distance", "runner_up_swing")},
-    **{f"{who}_{what}": None for who in ("pred", "label") for what in ("fix_x", "fix_y", "fix_mass", "box", "mask")},
+    **{
+        f"{who}_{what}": None
+        for who in ("pred", "label")
+        for what in ("fix_x", "fix_y", "fix_mass", "box", "mask", "map")
+    },
     **{name: None for name in ("squeeze_shift", "squeeze_pred", "squeeze_overlap")},
 }
 
@@ -251,9 +256,9 @@ def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:
 def _write_evidence(
     seen: list[tuple[dict[str, Any], Region]], who: str, fixations: fixcore.Fixations, activity: Tensor
 ) -> None:
-    """Write each target's points, box and mask, in original pixels, into its row."""
+    """Write each target's points, box, mask and map, of the original image, into its row."""
     boxes = fixcore.evidence_boxes(fixations).cpu().numpy()
-    masks = fixcore.saliency_masks(fixations, activity=activity).cpu().numpy()
+    maps = fixcore.saliency_maps(fixations, activity=activity).cpu().numpy()
     image, row, col = (values.cpu().numpy() for values in (fixations.image, fixations.row, fixations.col))
     mass = fixations.mass.cpu().numpy()
     first = np.searchsorted(image, np.arange(len(seen) + 1))
@@ -268,7 +273,8 @@ def _write_evidence(
                 f"{who}_fix_y": points.y,
                 f"{who}_fix_mass": points.mass,
                 f"{who}_box": original_box(region, boxes[number]),
-                f"{who}_mask": rle.encode(original_mask(region, masks[number])),
+                f"{who}_mask": rle.encode(original_mask(region, maps[number] >= THRESHOLD)),
+                f"{who}_map": original_map(region, maps[number]).tobytes(),
             }
         )
 

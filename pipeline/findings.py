@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from pipeline.errors import RunFolderError
+from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
 from pipeline.schema import EVIDENCE, ISSUES, ISSUES_TABLE, MANIFEST
 from pipeline.wording import printable
@@ -42,6 +43,8 @@ class ClassEvidence:
     """x0, y0, x1, y1; None where there are no points."""
     mask: str | None
     """Saliency mask as COCO RLE counts at original size (height, width)."""
+    map: np.ndarray
+    """Saliency map, uint8 (MAP_SIDE, MAP_SIDE), spread over the whole image; zeros where there are no points."""
 
     def __len__(self) -> int:
         """Return the number of points, P."""
@@ -50,7 +53,7 @@ class ClassEvidence:
     def strongest(self, limit: int) -> ClassEvidence:
         """Return the `limit` points of most mass, strongest first; ties in (y, x) order."""
         order = np.lexsort((self.x, self.y, -self.mass))[:limit]
-        return ClassEvidence(self.x[order], self.y[order], self.mass[order], self.box, self.mask)
+        return ClassEvidence(self.x[order], self.y[order], self.mass[order], self.box, self.mask, self.map)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -270,4 +273,5 @@ def _class_evidence(row: dict[str, Any], prefix: str) -> ClassEvidence | None:
         np.asarray(row[f"{prefix}_fix_mass"], np.float32),
         None if box is None or any(edge != edge for edge in box) else (box[0], box[1], box[2], box[3]),
         row[f"{prefix}_mask"],
+        np.frombuffer(row[f"{prefix}_map"] or bytes(MAP_SIDE * MAP_SIDE), np.uint8).reshape(MAP_SIDE, MAP_SIDE),
     )

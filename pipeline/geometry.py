@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import ConfigError
 
 FITS = ("crop", "squash")
+MAP_SIDE = 32
+"""Rows and columns of a stored saliency map: finer than the evidence of networks is, and a kilobyte."""
+
 _ROUNDING = 1e-9
 """Pixels added before rounding down, so that a centre on the line between two pixels is in the second whatever the
 last bit; two centres that differ at all differ by more."""
@@ -146,6 +149,19 @@ def original_mask(region: Region, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return original
 
 
+def original_map(region: Region, saliency: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a map of the network's input, float (S, S), >= 0, as levels of the whole original, uint8.
+
+    They are (MAP_SIDE, MAP_SIDE), whatever the image's shape: the mean of the map over each cell, where what is not
+    seen counts as 0, scaled so that the largest is 255. A map of zeros stays one.
+    """
+    rows = _cell_shares(region.top, region.step_y, region.size, region.height)
+    cols = _cell_shares(region.left, region.step_x, region.size, region.width)
+    mean = rows @ saliency @ cols.T
+    levels: NDArray[np.uint8] = np.rint(mean * (255 / max(float(mean.max()), 1e-30))).astype(np.uint8)
+    return levels
+
+
 def _middle(length: int, resized: int, size: int) -> tuple[float, float]:
     """Return the edges, in original pixels, of the middle `size` of `length` pixels resized to `resized`."""
     offset = round((resized - size) / 2.0)
@@ -155,6 +171,15 @@ def _middle(length: int, resized: int, size: int) -> tuple[float, float]:
 def _pixels_at(start: float, step: float, index: NDArray[Any], length: int) -> NDArray[np.int64]:
     place = np.floor(start + (index + 0.5) * step + _ROUNDING).astype(np.int64)
     return np.minimum(place, length - 1)
+
+
+def _cell_shares(start: float, step: float, size: int, length: int) -> NDArray[np.float32]:
+    """Return what share of each cell along one axis every network pixel covers, (MAP_SIDE, S)."""
+    cells = np.arange(MAP_SIDE + 1) * (length / MAP_SIDE)
+    pixels = start + np.arange(size + 1) * step
+    shared = np.minimum(cells[1:, None], pixels[1:]) - np.maximum(cells[:-1, None], pixels[:-1])
+    share: NDArray[np.float32] = (shared.clip(min=0) * (MAP_SIDE / length)).astype(np.float32)
+    return share
 
 
 def _network_pixels(start: float, step: float, size: int, length: int) -> tuple[NDArray[np.int64], int]:

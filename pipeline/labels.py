@@ -30,6 +30,10 @@ _ROUNDING = SUM_TOLERANCE + 2**-11
 _SLACK = 1e-6
 """Closer than this, two probabilities count as equal; cleanlab's value, so that the flags agree to the last."""
 
+_NETWORK_READINGS = 3
+"""Readings that the probabilities count for beside the given label: the fewest with which an image between two classes
+is more ambiguous than one whose label contradicts a network that is sure. Measured: `benchmarks/labels.py`."""
+
 _CHUNK_VALUES = 1 << 22
 """Probabilities judged at once: 16 MB in float32."""
 
@@ -83,8 +87,8 @@ class Judgements:
     """(n,): another class is more probable, but the given one is still among those in play (see `judge_labels`)."""
     confidence: NDArray[np.float32]
     """(n,) in [0, 1]: probability of the most probable class."""
-    clarity: NDArray[np.float32]
-    """(n,) in [0, 1]: how far the most probable class is ahead of the second."""
+    agreement: NDArray[np.float32]
+    """(n,) in [0, 1]: how probably two people who name the image agree, see `judge_labels`."""
 
 
 JUDGED = np.dtype(
@@ -96,7 +100,7 @@ JUDGED = np.dtype(
         ("is_doubted", np.bool_),
         ("is_candidate", np.bool_),
         ("confidence", np.float32),
-        ("clarity", np.float32),
+        ("agreement", np.float32),
         ("scattered", np.float32),
         ("transitions", np.float32),
         ("verdict", np.int8),  # of a person, as in `verdicts`; unseen where there is nothing to judge
@@ -109,7 +113,7 @@ person said of the label."""
 def unjudged(count: int) -> NDArray[np.void]:
     """Return `JUDGED` (count,) for rows of which nothing is known."""
     rows = np.zeros(count, JUDGED)
-    for name in ("own_share", "confidence", "clarity", "scattered", "transitions"):
+    for name in ("own_share", "confidence", "agreement", "scattered", "transitions"):
         rows[name] = np.nan
     rows["verdict"] = UNSEEN
     return rows
@@ -148,7 +152,7 @@ class Standards:
         """Return what is to be kept of rows (n, K) with labels (n,), `JUDGED` (n,); each row is judged for itself."""
         rows = unjudged(len(labels))
         found = judge_labels(probs, labels, self.thresholds)
-        for name in ("own_share", "likely", "is_doubted", "is_candidate", "confidence", "clarity"):
+        for name in ("own_share", "likely", "is_doubted", "is_candidate", "confidence", "agreement"):
             rows[name] = getattr(found, name)
         rows["label"], rows["is_counted"] = labels, found.confident_class >= 0
         known = np.flatnonzero(labels >= 0)
@@ -195,7 +199,10 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
     the exponential of the row's entropy rounded to a whole number: (0.8, 0.2) has two classes in play, (0.95, 0.05)
     one. This asks whether the given label can be read in the image at all, whatever K is.
 
-    Rows with label -1 have share NaN and are neither doubted nor candidates.
+    How probably two people *agree* is the sum of the squared shares of readings that name each class: the network's
+    probabilities count for `_NETWORK_READINGS` readings, the given label, which somebody read there, for one.
+
+    Rows with label -1 have share NaN, are neither doubted nor candidates, and only the network has read them.
     """
     values = probs.astype(np.float32) if probs.dtype == np.float16 else probs
     row = np.arange(len(values))
@@ -224,8 +231,17 @@ def judge_labels(probs: Probabilities, labels: Labels, thresholds: NDArray[np.fl
         is_doubted=doubted,
         is_candidate=candidate,
         confidence=np.minimum(first, 1).astype(np.float32),
-        clarity=np.clip(first - second, 0, 1).astype(np.float32),
+        agreement=_agreement(values, own, known),
     )
+
+
+def _agreement(probs: NDArray[np.floating], own: NDArray[np.floating], known: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return how probably two people agree on rows (n, K) whose label, where known, has probability own (n,)."""
+    count = _NETWORK_READINGS
+    alone = np.einsum("nk,nk->n", probs, probs)
+    joined = (count * count * alone + 2 * count * own + 1) / (count + 1) ** 2
+    chance: NDArray[np.float32] = np.clip(np.where(known, joined, alone), 0, 1).astype(np.float32)
+    return chance
 
 
 def in_play(probs: NDArray[np.floating], own: NDArray[np.floating]) -> NDArray[np.bool_]:

@@ -10,12 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from contourpy import contour_generator
 from PIL import Image
 
-from fixcore.fixations import Fixations
-from fixcore.saliency import saliency_maps
 from pipeline import rle
 from pipeline.findings import Box, ClassEvidence
 
@@ -105,27 +102,14 @@ def draw(evidence: ClassEvidence, canvas: Canvas, limit: int) -> Drawing:
 
 
 def heat(evidence: ClassEvidence, width: int, height: int, long_side: int = _GRID) -> np.ndarray:
-    """Return the fixations' Gaussian density, float32, scaled to max 1, over the whole image at a reduced size.
+    """Return the saliency map over the whole image, float32, scaled to max 1.
 
     Its longer side has `long_side` cells, the shorter at least one; all zero without points.
     """
-    cells_wide = max(1, round(long_side * width / max(width, height)))
-    cells_high = max(1, round(long_side * height / max(width, height)))
-    col = np.clip((evidence.x + 0.5) * cells_wide / width, 0, cells_wide - 1).astype(np.int64)
-    row = np.clip((evidence.y + 0.5) * cells_high / height, 0, cells_high - 1).astype(np.int64)
-    cell, back = np.unique(row * cells_wide + col, return_inverse=True)
-    mass = np.bincount(back, weights=evidence.mass, minlength=len(cell)).astype(np.float32)
-    fixations = Fixations(
-        image=torch.zeros(len(cell), dtype=torch.int64),
-        row=torch.from_numpy(cell // cells_wide),
-        col=torch.from_numpy(cell % cells_wide),
-        mass=torch.from_numpy(mass),
-        height=cells_high,
-        width=cells_wide,
-        target=torch.zeros(1, dtype=torch.int64),
-    )
-    density: np.ndarray = saliency_maps(fixations)[0].numpy()
-    return density
+    wide, high = (max(1, round(long_side * length / max(width, height))) for length in (width, height))
+    levels = Image.fromarray(evidence.map.astype(np.float32)).resize((wide, high), Image.Resampling.BILINEAR)
+    shown = np.asarray(levels, np.float32)
+    return shown / max(float(shown.max()), 1.0)
 
 
 def mask_of(counts: str, width: int, height: int) -> np.ndarray:

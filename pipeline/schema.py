@@ -10,11 +10,14 @@ from typing import Any
 
 import pyarrow as pa
 
-VERSION = 4
+from pipeline.geometry import MAP_SIDE
+
+VERSION = 5
 
 _POINTS = pa.list_(pa.int32())
 _MASSES = pa.list_(pa.float32())
 _BOX = pa.list_(pa.float32(), 4)
+_MAP = pa.binary(MAP_SIDE * MAP_SIDE)
 
 STATUSES = ("ok", "error")
 ISSUES = ("mislabeled", "ambiguous", "adversarial_drift", "duplicate_conflict", "unreadable")
@@ -51,6 +54,12 @@ def _evidence_of(prefix: str, whose: str) -> tuple[pa.Field[Any], ...]:
         _field(f"{prefix}_fix_mass", _MASSES, f"fixations for {whose}: share of the evidence; sums to 1"),
         _field(f"{prefix}_box", _BOX, f"box around the evidence for {whose}: x0, y0, x1, y1, original pixels"),
         _field(f"{prefix}_mask", pa.string(), f"saliency mask for {whose}: COCO RLE counts at original size"),
+        _field(
+            f"{prefix}_map",
+            _MAP,
+            f"saliency map for {whose}, of which the mask is the highest part: {MAP_SIDE} x {MAP_SIDE} levels of 0 to "
+            "255, row by row, spread over the whole image",
+        ),
     )
 
 
@@ -129,8 +138,8 @@ AUDIT = _schema(
     _field(
         "ambiguity_score",
         pa.float32(),
-        "in [0, 1]: how clearly the image shows one class, the most probable class's lead over the second; "
-        "low = suspicious",
+        "in [0, 1]: how probably two people who name the image agree, by the network's probabilities (three parts) and "
+        "the given label, one reading more (one part): the sum of the classes' squared shares; low = suspicious",
     ),
     _field(
         "drift_score",

@@ -18,6 +18,7 @@ from pycocotools import mask as coco
 
 from pipeline import schema
 from pipeline.files import write_json
+from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
 from pipeline.shortcuts import Shortcut
 from pipeline.summary import ClassSummary, Summary
@@ -165,12 +166,15 @@ def _evidence(prefix: str, place: tuple[float, float, float], size: tuple[int, i
     box = (max(x - radius, 0), max(y - radius, 0), min(x + radius, width), min(y + radius, height))
     lines, columns = np.ogrid[:height, :width]
     mask = (columns + 0.5 - x) ** 2 + (lines + 0.5 - y) ** 2 <= max(radius * 1.1, 0.8) ** 2
+    cells = (np.arange(MAP_SIDE) + 0.5) / MAP_SIDE
+    squared = ((cells * width - x) ** 2 + (cells[:, None] * height - y) ** 2) / max(radius, width / MAP_SIDE) ** 2
     return {
         f"{prefix}_fix_x": (pixel % width).astype(np.int32),
         f"{prefix}_fix_y": (pixel // width).astype(np.int32),
         f"{prefix}_fix_mass": mass / mass.sum(),
         f"{prefix}_box": box,
         f"{prefix}_mask": coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode("ascii"),
+        f"{prefix}_map": np.rint(255 * np.exp(squared.min() - squared)).astype(np.uint8).tobytes(),
     }
 
 

@@ -61,7 +61,7 @@ def test_next_to_no_evidence_for_the_label_is_a_wrong_label(tmp_path):
     assert found.loc["x.png", "suggested_label"] == 1
     assert found.loc["x.png", "suggested_name"] == "dog"
     assert found.loc["x.png", "label_score"] < 0.05
-    assert found.loc["x.png", "ambiguity_score"] == pytest.approx(0.97, abs=1e-3)
+    assert found.loc["x.png", "ambiguity_score"] == pytest.approx(0.2575**2 + 0.735**2 + 0.0075**2, abs=1e-3)
     assert not found.drop("x.png")[FLAGS].any(axis=None)
     assert found.drop("x.png").suggested_label.isna().all()
 
@@ -87,7 +87,7 @@ def test_a_label_that_is_not_in_play_is_wrong_wherever_its_traces_lie(tmp_path, 
 def test_a_near_tie_is_ambiguous_whether_two_objects_or_two_readings(tmp_path, overlap):
     found = audited(tmp_path, many(image("x.png", 0, [0.4, 0.5, 0.1], overlap=overlap)))
     assert flags(found.loc["x.png"]) == ["ambiguous"]
-    assert found.loc["x.png", "ambiguity_score"] == pytest.approx(0.1, abs=1e-3)
+    assert found.loc["x.png", "ambiguity_score"] == pytest.approx(0.55**2 + 0.375**2 + 0.075**2, abs=1e-3)
 
 
 def test_a_near_tie_without_evidence_for_the_label_is_not_ambiguous(tmp_path):
@@ -115,7 +115,7 @@ def test_without_a_model_the_probabilities_speak_alone(tmp_path):
 def test_agreement_is_never_ambiguous(tmp_path):
     found = audited(tmp_path, many(image("x.png", 0, [0.4, 0.35, 0.25])))
     assert flags(found.loc["x.png"]) == []
-    assert found.loc["x.png", "ambiguity_score"] == pytest.approx(0.05, abs=1e-3)
+    assert found.loc["x.png", "ambiguity_score"] == pytest.approx(0.55**2 + 0.2625**2 + 0.1875**2, abs=1e-3)
 
 
 def calm(shift=0.1, count=200):
@@ -351,8 +351,11 @@ def loop(rows):
         verdict = {"flags": [], "suggested": None, "label_score": nan, "ambiguity_score": nan, "drift_score": nan}
         if row["status"] == "ok":
             probs = sorted(row["probs"].astype(float), reverse=True)
+            readings = row["probs"].astype(float) * (3 / 4 if row["label"] >= 0 else 1)
+            if row["label"] >= 0:
+                readings[row["label"]] += 1 / 4
             score, wrong, doubted = errors[row["image_id"]]
-            verdict |= {"label_score": score, "ambiguity_score": probs[0] - probs[1]}
+            verdict |= {"label_score": score, "ambiguity_score": (readings**2).sum()}
             shift, smooth = row["squeeze_shift"], row["squeeze_pred"]
             if shift is not None:
                 verdict["drift_score"] = 1 - shift

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from fixcore.saliency import THRESHOLD
 from pipeline import rle
 from pipeline.apart import is_looked_at
 from pipeline.evidence import EvidenceStep
-from pipeline.geometry import InputSpec, seen_region
+from pipeline.geometry import MAP_SIDE, InputSpec, seen_region
 from pipeline.images import decode_shard
 from pipeline.judge import Judge, JudgePlan, Verdict
 from pipeline.manifest import read_manifest
@@ -74,6 +75,17 @@ def assert_evidence_is_on(row, box, spec: InputSpec) -> None:
     ys, xs = np.nonzero(mask)
     assert x0 <= xs.mean() <= x1
     assert y0 <= ys.mean() <= y1
+    assert_is_the_masks(row.pred_map, mask)
+
+
+def assert_is_the_masks(levels: bytes, mask: np.ndarray) -> None:
+    """The mask is where the map is high, as far as its cells can say: those that lie inside or outside as a whole."""
+    cells = np.frombuffer(levels, np.uint8).reshape(MAP_SIDE, MAP_SIDE)
+    fine = mask.repeat(MAP_SIDE, axis=0).repeat(MAP_SIDE, axis=1)
+    share = fine.reshape(MAP_SIDE, mask.shape[0], MAP_SIDE, mask.shape[1]).mean((1, 3))
+    assert cells.max() == 255
+    assert (cells[share == 1] >= 0.95 * 255 * THRESHOLD).all()
+    assert (cells[share == 0] <= 1.15 * 255 * THRESHOLD).all()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +154,7 @@ def test_both_labels_are_traced_only_where_they_differ(tmp_path):
     bad = rows.loc["bright/d.png"]
     assert bad.status == "error"
     assert bad.error
-    assert bad[["pred", "probs", "pred_fix_x", "pred_box", "pred_mask"]].isna().all()
+    assert bad[["pred", "probs", "pred_fix_x", "pred_box", "pred_mask", "pred_map"]].isna().all()
 
 
 def coloured(*blocks: tuple[tuple[int, int, int], tuple[int, int, int, int]]) -> bytes:
@@ -196,6 +208,7 @@ def test_masks_hold_what_the_network_responds_to(tmp_path):
     )
     for image in ("bright/a.png", "dark/b.png"):
         wide, own = (rle.decode(rows.loc[image].pred_mask, 80, 80) for rows in (blurred, seen))
+        assert_is_the_masks(seen.loc[image].pred_map, own)
         assert (wide & beyond).any()
         assert not (own & beyond).any()
         assert own[24:56, 24:56].mean() > 0.8

@@ -117,7 +117,9 @@ def test_no_evidence_is_said_in_words_and_picture(tmp_path):
         run,
         **{f"label_{name}": [] for name in lists},
         **{f"pred_{name}": None for name in lists},
-        **dict.fromkeys(("label_box", "label_mask", "pred_box", "pred_mask", "evidence_overlap")),
+        **dict.fromkeys(
+            ("label_box", "label_mask", "label_map", "pred_box", "pred_mask", "pred_map", "evidence_overlap")
+        ),
     )
     found = explain(run, "cat/a.png", tmp_path / "out.png")
     assert "Given label “cat”, probability 2.0 %: nothing in the image speaks for it" in found.words.replace(

@@ -16,6 +16,7 @@ from pipeline.findings import (
     top_findings,
     twins_of,
 )
+from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
 from tests.pipeline.synthetic_run import SHARD, Drawn, make_run
 
@@ -64,6 +65,7 @@ def test_evidence_reads_back_as_written(run):
     np.testing.assert_array_equal(image.given.x, row["label_fix_x"])
     np.testing.assert_array_equal(image.prediction.mass, row["pred_fix_mass"])
     assert image.given.box == tuple(row["label_box"])
+    assert image.given.map.tobytes() == row["label_map"] != row["pred_map"]
     assert image.without_points().prediction is None
     assert image.without_points().uri == image.uri
 
@@ -148,6 +150,7 @@ def test_strongest_breaks_ties_by_row_then_column():
         np.array([0.2, 0.4, 0.2, 0.2], np.float32),
         None,
         None,
+        np.zeros((MAP_SIDE, MAP_SIDE), np.uint8),
     )
     kept = evidence.strongest(3)
     assert list(zip(kept.x.tolist(), kept.y.tolist(), strict=True)) == [(1, 1), (2, 0), (3, 0)]

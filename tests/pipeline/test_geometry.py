@@ -7,7 +7,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError
-from pipeline.geometry import InputSpec, Region, original_box, original_mask, original_points, seen_region
+from pipeline.geometry import (
+    MAP_SIDE,
+    InputSpec,
+    Region,
+    original_box,
+    original_map,
+    original_mask,
+    original_points,
+    seen_region,
+)
 
 sides = st.one_of(st.integers(1, 12), st.integers(1, 700))
 specs = st.builds(
@@ -100,6 +109,44 @@ def test_mask_looks_up_the_middle_of_what_is_seen(width: int, height: int, spec:
     found = original_mask(seen_region(width, height, spec), mask)
     assert found.dtype == np.bool_
     assert np.array_equal(found, expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(sides, sides, specs, st.data())
+def test_a_map_is_the_mean_over_cells_of_the_whole_image(
+    width: int, height: int, spec: InputSpec, data: st.DataObject
+) -> None:
+    places = st.tuples(st.integers(0, spec.size - 1), st.integers(0, spec.size - 1))
+    lit = data.draw(st.dictionaries(places, st.integers(1, 9), min_size=1, max_size=4))
+    drawn = np.zeros((spec.size, spec.size), np.float32)
+    for place, value in lit.items():
+        drawn[place] = value
+    (left, step_x), (top, step_y) = axis(width, height, spec), axis(height, width, spec)
+
+    def shared(cell: int, length: int, pixel: int, start: Fraction, step: Fraction) -> Fraction:
+        low = max(Fraction(cell * length, MAP_SIDE), start + pixel * step)
+        return max(min(Fraction((cell + 1) * length, MAP_SIDE), start + (pixel + 1) * step) - low, Fraction(0))
+
+    expected = np.array(
+        [
+            [
+                sum(
+                    value * shared(row, height, y, top, step_y) * shared(col, width, x, left, step_x)
+                    for (y, x), value in lit.items()
+                )
+                for col in range(MAP_SIDE)
+            ]
+            for row in range(MAP_SIDE)
+        ]
+    )
+    found = original_map(seen_region(width, height, spec), drawn)
+    assert found.dtype == np.uint8
+    assert found.max() == 255
+    np.testing.assert_allclose(found, (expected * 255 / expected.max()).astype(float), atol=0.51)
+
+
+def test_a_map_of_zeros_stays_one() -> None:
+    assert not original_map(seen_region(30, 20, InputSpec(size=16)), np.zeros((16, 16), np.float32)).any()
 
 
 def test_a_region_thinner_than_a_pixel_keeps_its_mask() -> None:

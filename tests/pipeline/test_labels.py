@@ -111,7 +111,8 @@ def test_each_row_as_nested_loops_say(audit, data):
     for row, label, at in zip(probs.astype(np.float64), labels.tolist(), range(len(labels)), strict=True):
         ordered = sorted(row, reverse=True)
         assert judged.confidence[at] == pytest.approx(ordered[0], abs=1e-6)
-        assert judged.clarity[at] == pytest.approx(ordered[0] - ordered[1], abs=1e-6)
+        readings = [p * 3 / 4 + (k == label) / 4 if label >= 0 else p for k, p in enumerate(row)]
+        assert judged.agreement[at] == pytest.approx(sum(share * share for share in readings), abs=1e-6)
         if label < 0:
             assert math.isnan(judged.own_share[at])
             assert not judged.is_doubted[at]
@@ -124,6 +125,13 @@ def test_each_row_as_nested_loops_say(audit, data):
         in_play = round(math.exp(-sum(p * math.log(p) for p in row if p > 0)))
         rank = 1 + sum(p > row[label] for p in row)
         assert judged.is_candidate[at] == (rival > row[label] and rank <= in_play)
+
+
+def test_an_image_between_two_classes_is_more_ambiguous_than_a_label_that_a_sure_network_contradicts():
+    probs = np.array([[1.0, 0, 0], [1.0, 0, 0], [0.5, 0.5, 0], [0.4, 0.3, 0.3]], np.float32)
+    agreement = judge_labels(probs, np.array([0, 1, 1, 1]), np.full(3, 0.5)).agreement
+    assert (np.diff(agreement) < 0).all()
+    assert agreement[0] == 1
 
 
 def noisy(rng, count, classes, rate, margin=2.0):

@@ -10,11 +10,17 @@ from PIL import Image, ImageDraw
 
 from pipeline import rle
 from pipeline.findings import ClassEvidence
+from pipeline.geometry import MAP_SIDE
 from pipeline.overlay import HEAT_LEVELS, SPAN, Canvas, draw, heat
 
 
-def evidence(x, y, mass, box=None, mask=None):
-    return ClassEvidence(np.asarray(x, np.int32), np.asarray(y, np.int32), np.asarray(mass, np.float32), box, mask)
+def evidence(x, y, mass, box=None, mask=None, levels=()):
+    """One class's evidence; of its map the `levels` {(row, column): level}, zeros elsewhere."""
+    drawn = np.zeros((MAP_SIDE, MAP_SIDE), np.uint8)
+    for place, level in dict(levels).items():
+        drawn[place] = level
+    points = np.asarray(x, np.int32), np.asarray(y, np.int32), np.asarray(mass, np.float32)
+    return ClassEvidence(*points, box, mask, drawn)
 
 
 def rings(path):
@@ -124,18 +130,37 @@ def test_without_points_nothing_is_drawn():
     assert not heat(evidence([], [], []), 9, 7).any()
 
 
-def test_heat_peaks_where_the_mass_is():
-    density = heat(evidence([10, 200], [10, 90], [0.2, 0.8]), 300, 100)
-    assert density.shape == (27, 80)
-    assert density.max() == 1
-    row, column = np.unravel_index(density.argmax(), density.shape)
-    assert (column + 0.5) * 300 / 80 == pytest.approx(200, abs=4)
-    assert (row + 0.5) * 100 / 27 == pytest.approx(90, abs=4)
+def test_heat_is_the_stored_map_over_the_whole_image():
+    warm = heat(evidence([10], [10], [1], levels={(28, 21): 255, (3, 1): 51}), 300, 100)
+    assert warm.shape == (27, 80)
+    assert warm.max() == 1
+    row, column = np.unravel_index(warm.argmax(), warm.shape)
+    assert (column + 0.5) / 80 == pytest.approx(21.5 / MAP_SIDE, abs=0.02)
+    assert (row + 0.5) / 27 == pytest.approx(28.5 / MAP_SIDE, abs=0.03)
+    # Half of the image between them has neither; the weaker place has a fifth of the stronger one.
+    assert not warm[7:20].any()
+    assert warm[:7].max() == pytest.approx(0.2, abs=0.03)
+
+
+@given(st.integers(1, 500), st.integers(1, 500), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_heat_of_any_image_is_scaled_to_one(width, height, seed):
+    drawn = np.random.default_rng(seed).integers(1, 256, 3)
+    warm = heat(
+        evidence([0], [0], [1], levels=dict(zip([(0, 0), (9, 30), (31, 31)], drawn, strict=True))), width, height
+    )
+    assert max(warm.shape) == 80
+    assert min(warm.shape) == max(1, round(80 * min(width, height) / max(width, height)))
+    assert warm.max() == pytest.approx(1)
+    assert warm.min() >= 0
 
 
 def test_heat_bands_lie_within_each_other():
     canvas = Canvas(200, 100)
-    drawing = draw(evidence([40, 60, 150], [50, 50, 30], [0.5, 0.3, 0.2]), canvas, 9)
+    around = {
+        (row, col): 255 - 6 * ((row - 16) ** 2 + (col - 12) ** 2) for row in range(12, 21) for col in range(8, 17)
+    }
+    drawing = draw(evidence([40, 60, 150], [50, 50, 30], [0.5, 0.3, 0.2], levels=around), canvas, 9)
     areas = [int(filled(band, canvas).sum()) for band in drawing.heat]
     assert len(areas) == len(HEAT_LEVELS)
     assert areas == sorted(areas, reverse=True)
@@ -163,7 +188,9 @@ def test_extreme_sizes_can_be_drawn(size):
     mask = np.zeros((height, width), bool)
     mask[-1, -1] = True
     drawing = draw(
-        evidence([width - 1], [height - 1], [1], (width - 1, height - 1, width, height), rle.encode(mask)),
+        evidence(
+            [width - 1], [height - 1], [1], (width - 1, height - 1, width, height), rle.encode(mask), {(31, 31): 255}
+        ),
         Canvas(width, height),
         9,
     )
