@@ -14,8 +14,8 @@ from torch.export import Dim, ExportedProgram
 
 from fixcore.errors import CaptureError
 from fixcore.graph import Graph
-from fixcore.simplify import Constants, simplify
-from fixcore.structure import Structure, from_json, structure_of, to_json
+from fixcore.simplify import simplify
+from fixcore.structure import Constants, Structure, from_json, structure_of, to_json
 
 aten = torch.ops.aten
 

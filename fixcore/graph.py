@@ -17,8 +17,8 @@ from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
 from fixcore.rules import rule
 from fixcore.schedule import operations_of, run, schedule
-from fixcore.simplify import FILLED, Constants, arguments_by_name
-from fixcore.structure import Seen
+from fixcore.simplify import FILLED
+from fixcore.structure import Constants, Seen, arguments_by_name
 
 aten = torch.ops.aten
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.rules.convolution import CONVOLUTIONS
-from fixcore.simplify import arguments_by_name
+from fixcore.structure import arguments_by_name
 
 aten = torch.ops.aten
 

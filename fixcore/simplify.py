@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fixcore.rules.convolution import CONVOLUTIONS
-from fixcore.structure import Seen
+from fixcore.spelling import spell_alike, spell_linear
+from fixcore.structure import Constants, Seen, arguments_by_name
 
 aten = torch.ops.aten
-
-Constants = dict[fx.Node, Tensor]
-"""Placeholders that stand for parameters, buffers and other constants, with their values."""
 
 IN_PLACE: dict[Any, Any] = {
     aten.relu.default: aten.relu_.default,
@@ -41,9 +38,9 @@ _FILLED_ANEW = FILLED[:3]
 
 def simplify(graph: fx.Graph, constants: Constants) -> None:
     """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more."""
-    _single_outputs(graph)
-    _one_word_for_each(graph)
+    spell_alike(graph)
     _fold_constants(graph, constants)
+    spell_linear(graph, constants)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
     _skip_idle(graph)
@@ -53,111 +50,6 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     for node in [node for node in constants if not node.users]:
         del constants[node]
         graph.erase_node(node)
-
-
-def arguments_by_name(node: fx.Node) -> dict[str, Any]:
-    """Return a node's arguments by the operation's own names, defaults filled in."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None:  # arithmetic on sizes; or no operation at all
-        return {}
-    named = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args):
-            named[argument.name] = node.args[position]
-        elif argument.name in node.kwargs:
-            named[argument.name] = node.kwargs[argument.name]
-        else:
-            named[argument.name] = argument.default_value
-    return named
-
-
-def _single_outputs(graph: fx.Graph) -> None:
-    """Replace operations with several outputs by one operation per output in use."""
-    for node in list(graph.nodes):
-        if node.target is not operator.getitem:
-            continue
-        if not node.users:  # statistics of a batch norm, for instance
-            graph.erase_node(node)
-            continue
-        parent, number = node.args
-        assert isinstance(parent, fx.Node)
-        rewrite = _REWRITES.get(parent.target)
-        same = rewrite(arguments_by_name(parent), parent, number) if rewrite else None
-        if same is None:
-            continue
-        with graph.inserting_before(node):
-            replacement = graph.call_function(*same)
-        replacement.meta = dict(node.meta)
-        node.replace_all_uses_with(replacement)
-        graph.erase_node(node)
-
-
-Same = tuple[Any, tuple[Any, ...]]
-"""An operation with one output, and its arguments, that gives the same."""
-
-
-def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
-    assert number == 0, "statistics of a batch norm in evaluation are never read"
-    keys = ("input", "weight", "bias", "running_mean", "running_var")
-    fixed = (False, named["momentum"], named["eps"], True)
-    return aten.batch_norm.default, (*(named[key] for key in keys), *fixed)
-
-
-def _largest(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
-    return None if number else (aten.amax.default, (named["self"], [named["dim"]], named["keepdim"]))
-
-
-def _max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
-    return None if number else (aten.max_pool2d.default, tuple(named.values()))
-
-
-def _adaptive_max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
-    """Where all its windows are alike; the whole map is one."""
-    extent, out = named["self"].meta["seen"].shape[-2:], parent.meta["seen"][0].shape[-2:]
-    if number or any(whole % parts for whole, parts in zip(extent, out, strict=True)):
-        return None
-    kernel = [whole // parts for whole, parts in zip(extent, out, strict=True)]
-    return aten.max_pool2d.default, (named["self"], kernel, kernel)
-
-
-def _split(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
-    sizes = [part.shape[named["dim"]] for part in parent.meta["seen"]]
-    return aten.narrow.default, (named["self"], named["dim"], sum(sizes[:number]), sizes[number])
-
-
-def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
-    return aten.select.int, (named["self"], named["dim"], number)
-
-
-_REWRITES: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
-    aten._native_batch_norm_legit_no_training.default: _batch_norm,
-    aten.max.dim: _largest,
-    aten.max_pool2d_with_indices.default: _max_pool,
-    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
-    aten.split.Tensor: _split,
-    aten.unsafe_split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.chunk.default: _split,
-    aten.unbind.int: _unbind,
-}
-
-
-_WORDS: dict[Any, Callable[[dict[str, Any]], Same]] = {
-    aten.relu6.default: lambda named: (aten.hardtanh.default, (named["self"], 0.0, 6.0)),
-    aten.clamp_max.default: lambda named: (aten.clamp.default, (named["self"], None, named["max"])),
-    aten.max.other: lambda named: (aten.maximum.default, (named["self"], named["other"])),
-    aten.min.other: lambda named: (aten.minimum.default, (named["self"], named["other"])),
-    aten.square.default: lambda named: (aten.pow.Tensor_Scalar, (named["self"], 2)),
-}
-"""Operations that are another one by a name of its own."""
-
-
-def _one_word_for_each(graph: fx.Graph) -> None:
-    """Replace operations of which there is another that says the same, so that one rule serves both."""
-    for node in graph.nodes:
-        if node.target in _WORDS:
-            node.target, node.args = _WORDS[node.target](arguments_by_name(node))
-            node.kwargs = {}
 
 
 def _fold_constants(graph: fx.Graph, constants: Constants) -> None:

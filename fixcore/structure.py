@@ -26,6 +26,10 @@ _KINDS: dict[str, type] = {
 """Arguments that are neither numbers nor nodes."""
 
 
+Constants = dict[fx.Node, Tensor]
+"""Placeholders that stand for parameters, buffers and other constants, with their values."""
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """What export saw of a tensor."""
@@ -72,6 +76,22 @@ def structure_of(program: ExportedProgram) -> Structure:
         what = "no images" if not images else "more than one input; wrap it in a module that takes images only"
         raise CaptureError(f"the model takes {what}")
     return Structure(graph, images[0], tensors)
+
+
+def arguments_by_name(node: fx.Node) -> dict[str, Any]:
+    """Return a node's arguments by the operation's own names, defaults filled in."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:  # arithmetic on sizes; or no operation at all
+        return {}
+    named = {}
+    for position, argument in enumerate(schema.arguments):
+        if position < len(node.args):
+            named[argument.name] = node.args[position]
+        elif argument.name in node.kwargs:
+            named[argument.name] = node.kwargs[argument.name]
+        else:
+            named[argument.name] = argument.default_value
+    return named
 
 
 def to_json(structure: Structure) -> str:

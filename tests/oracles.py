@@ -278,6 +278,13 @@ def taken(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow
     return {first_best([((name, place), sign * float(given[name][place])) for name, place in places]): 1.0}
 
 
+@oracle(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther)
+def choice(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    named = "self" if given["condition"][broadcast_from(at, given["condition"].shape)] else "other"
+    name = named if named in operands(given) else operands(given)[0]
+    return {(name, broadcast_from(at, given[name].shape)): 1.0}
+
+
 @oracle(aten.glu.default)
 def glu(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     return {("self", at): 1.0}

@@ -112,10 +112,11 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
 
 def _is_attention(node: fx.Node) -> bool:
     """Whether a matrix comes from a softmax, changed or reordered or not."""
-    while node.op == "call_function" and (node.target in (*PASSES, *SCALES) or node.target in _REORDERED):
+    while node.op == "call_function" and node.target in (*PASSES, *SCALES, *_REORDERED, aten.where.self):
         if node.target is aten.softmax.int:
             return True
-        node = node.all_input_nodes[0]
+        # Where nothing may be attended to, programs write zeros: `where(mask, 0, softmax)` has one that is followed.
+        node = next(source for source in node.all_input_nodes if not source.meta["is_constant"])
     return False
 
 

@@ -69,6 +69,11 @@ PASSES = (
 SCALES = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
 """Operations that multiply each element by a number."""
 
+_BY_ELEMENT = frozenset({
+    *PASSES, *SCALES, aten.rsub.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor,
+} - {aten.softmax.int, aten.log_softmax.int})  # fmt: skip
+"""Operations of which an element depends on the same element of what is not constant among their operands."""
+
 _TURNS = (aten.neg.default, aten.rsub.Scalar)
 """Operations that make low of high whatever their numbers."""
 
@@ -135,6 +140,20 @@ def taken_branch(visit: Visit, points: Points) -> Flow:
     return [(branch, own.where(goes)) for (branch, own), goes in zip(found, (goes_first, ~goes_first), strict=True)]
 
 
+@rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, keeps=("condition",))
+def chosen_branch(visit: Visit, points: Points) -> Flow:
+    """Choice by a condition: follow the element that was chosen. Mass: kept whole.
+
+    A constant is no branch: where it was chosen, the other one is followed, which made room for it.
+    """
+    chosen = visit.tensor("condition").expand(visit.shape)[unravel(points.index, visit.shape)]
+    branches = [(visit.arguments["self"], chosen), (visit.arguments["other"], ~chosen)]
+    followed = [(one, goes) for one, goes in branches if isinstance(one, fx.Node) and not one.meta["is_constant"]]
+    if len(followed) < 2:
+        return [(branch, _moved_into(visit, branch, points)) for branch, _ in followed]
+    return [(branch, _moved_into(visit, branch, points).where(goes)) for branch, goes in followed]
+
+
 @rule(aten.glu.default)
 def gated_half(visit: Visit, points: Points) -> Flow:
     """Gated linear unit: follow the half that passes, past the half that is its gate. Mass: kept whole."""
@@ -158,13 +177,27 @@ def gated(visit: Visit, points: Points) -> Flow:
 
     The gate is the branch that was broadcast, that is, holds fewer elements. Between branches of one size neither
     is only a gate (LSTM, paper III-D): both are followed, each with half of the mass; one that comes from a sigmoid is
-    followed because it is high, a negative constant makes low of high.
+    followed because it is high, a negative constant makes low of high. A map that gates itself, as in x sigmoid(x), is
+    an activation, and its gate is not followed.
     """
     branches = _branches(visit, ("self", "other"))
     largest = max(visit.shapes[branch].numel() for branch in branches)
     branches = [branch for branch in branches if visit.shapes[branch].numel() == largest]
+    branches = [branch for branch in branches if not any(_is_made_of(branch, other) for other in branches)]
     part = points.times(1 / len(branches))
     return [(branch, _factor_sign(visit, branch, _moved_into(visit, branch, part))) for branch in branches]
+
+
+def _is_made_of(node: fx.Node, source: fx.Node) -> bool:
+    """Whether each element of a node depends on the same element of another one alone, and is not that itself."""
+    while node.target in _BY_ELEMENT:
+        sources = [one for one in node.all_input_nodes if not one.meta["is_constant"]]
+        if len(sources) != 1:
+            return False
+        (node,) = sources
+        if node is source:
+            return True
+    return False
 
 
 def _branches(visit: Visit, names: tuple[str, ...]) -> list[fx.Node]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fixcore.points import Points
 from fixcore.rules.table import Options, Visit, rule
-from fixcore.simplify import arguments_by_name
+from fixcore.structure import arguments_by_name
 from tests.oracles import ORACLES, Arrow
 
 

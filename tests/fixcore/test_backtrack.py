@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 import fixcore
 from fixcore.rules import MASS, PAPER, rule
 from fixcore.rules.table import Options
-from fixcore.simplify import arguments_by_name
+from fixcore.structure import arguments_by_name
 from tests.fixcore.networks import FAMILIES, Residual, integer_images, integer_network
 from tests.oracles import ORACLES, strongest_half, walk
 

@@ -212,6 +212,7 @@ def test_a_gate_is_followed_for_being_high():
     gate = case.visit.source("self")
     with gate.graph.inserting_after(gate):
         before = gate.graph.placeholder("before")
+    before.meta["is_constant"] = False
     gate.op, gate.target, gate.args = "call_function", aten.sigmoid.default, (before,)
     points = Points(torch.arange(2), torch.zeros(2, dtype=torch.int64), torch.ones(2), low=torch.tensor([False, True]))
     flow = dict(rule[aten.mul.Tensor].follow(case.visit, points))
@@ -389,6 +390,23 @@ def test_sums_and_products(seed, left, right, constants, operation):
 def test_the_larger_and_the_smaller(seed, left, right, constants, operation):
     arguments = (integers(seed, *left), integers(seed + 1, *right))
     check_against_oracle(one_node(operation, *arguments, options=MASS, constants=constants))
+
+
+@quick
+@given(seed=seeds, **OPERANDS, wide=st.booleans())
+def test_a_choice(seed, left, right, constants, wide):
+    shape = torch.broadcast_shapes(left, right)
+    condition = integers(seed + 2, *(shape if wide else shape[-1:])) > 0
+    operands = (integers(seed, *left), integers(seed + 1, *right))
+    moved = tuple(place + 1 for place in constants)
+    check_against_oracle(one_node(aten.where.self, condition, *operands, options=MASS, constants=(0, *moved)))
+
+
+@pytest.mark.parametrize("operation", [aten.where.ScalarSelf, aten.where.ScalarOther])
+def test_a_choice_between_a_map_and_a_number(operation):
+    condition, values = integers(0, 2, 3, 2, 2) > 0, integers(1, 2, 3, 2, 2)
+    operands = (2.5, values) if operation is aten.where.ScalarSelf else (values, 2.5)
+    check_against_oracle(one_node(operation, condition, *operands, options=MASS, constants=(0,)))
 
 
 @pytest.mark.parametrize(("shape", "dim"), [((2, 4, 3, 2), 1), ((2, 4, 3, 2), -1), ((4, 3), 0)])
@@ -580,7 +598,8 @@ def test_every_rule_is_exercised_above():
         aten.matmul.default, aten.bmm.default, aten.mm.default, aten.scaled_dot_product_attention.default,
         aten.sub.Tensor, aten.div.Tensor, aten.sum.dim_IntList, aten.amax.default, aten.logsumexp.default,
         aten.maximum.default, aten.minimum.default, aten.glu.default, aten.upsample_nearest2d.vec,
-        aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec,
+        aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.where.self, aten.where.ScalarSelf,
+        aten.where.ScalarOther,
     }  # fmt: skip
     listed = itertools.chain((op for op, _ in SAME_PLACE), (op for op, _, _ in LAYOUT))
     assert named | set(listed) == set(rule)

@@ -75,6 +75,10 @@ def traced(model: nn.Module) -> fixcore.Fixations:
         (Does(lambda x: torch.min(x, x.flip(3))), Does(lambda x: torch.minimum(x, x.flip(3)))),
         (Does(torch.square), Does(lambda x: x**2)),
         (Does(lambda x: x * functional.relu6(x + 3) / 6), Does(lambda x: x * (x + 3).clamp(0, 6) / 6)),
+        (nn.AdaptiveAvgPool2d(1), Does(lambda x: functional.adaptive_avg_pool1d(x.flatten(2), 1))),
+        (nn.AdaptiveAvgPool2d(1), Does(lambda x: functional.adaptive_avg_pool3d(x[:, :, None], (1, 1, 1)))),
+        (nn.ReLU(), Does(lambda x: torch.where(x > 0, x, 0.0))),
+        (Does(lambda x: torch.where(x > 0.2, x, x.flip(3))), Does(lambda x: torch.where(x <= 0.2, x.flip(3), x))),
         (StandardisedByNorm(8, 8, 3, padding=1), StandardisedByHand(8, 8, 3, padding=1)),
     ],
     ids=lambda layer: type(layer).__name__,
@@ -85,6 +89,75 @@ def test_the_same_in_other_words_is_traced_alike(written: nn.Module, otherwise: 
     for name in ("image", "row", "col"):
         assert torch.equal(getattr(one, name), getattr(other, name)), name
     torch.testing.assert_close(one.mass, other.mass)
+
+
+GATED = {
+    "silu": (nn.SiLU(), Does(lambda x: x * torch.sigmoid(x))),
+    "hardswish": (nn.Hardswish(), Does(lambda x: x * functional.relu6(x + 3) / 6)),
+    "mish": (nn.Mish(), Does(lambda x: x * torch.tanh(functional.softplus(x)))),
+}
+
+
+@pytest.mark.parametrize("name", GATED)
+def test_what_gates_itself_is_an_activation_on_vectors_too(name: str) -> None:
+    """A vector's neurons are also followed for being low, and a gate of its own turns nothing round."""
+    with torch.no_grad():
+        one, other = (
+            traced(network(nn.Sequential(nn.Flatten(), *hidden(activation)))).mass for activation in GATED[name]
+        )
+    torch.testing.assert_close(one, other)
+
+
+def hidden(activation: nn.Module) -> list[nn.Module]:
+    torch.manual_seed(1)
+    return [nn.Linear(512, 16), activation, nn.Linear(16, 12), activation]
+
+
+class Attends(nn.Module):
+    """Tokens, layer norm, attention, linear layers on tokens; a mask that forbids some."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.attend = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.grow, self.shrink = nn.Linear(8, 16), nn.Linear(16, 8, bias=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        tokens = self.norm(values.flatten(2).transpose(1, 2))
+        forbidden = torch.ones(64, 64, dtype=torch.bool).triu(1)
+        tokens = tokens + self.attend(tokens, tokens, tokens, attn_mask=forbidden, need_weights=False)[0]
+        return self.shrink(functional.gelu(self.grow(tokens))).mean(1)
+
+
+CORE: dict[str, Callable[[], nn.Module]] = {
+    "norms and pools": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.MaxPool2d(2), nn.AvgPool2d(2)),
+    "activations": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.ELU()),
+    "average pool": lambda: nn.AdaptiveAvgPool2d(1),
+    "uneven pool": lambda: nn.AdaptiveAvgPool2d((3, 5)),
+    "hidden layers": lambda: nn.Sequential(nn.Flatten(), *hidden(nn.Hardswish())),
+    "attention": Attends,
+    "layer norm of channels": lambda: Does(
+        lambda x: functional.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2).mean((2, 3))
+    ),
+    "flattened tokens of one place": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 9)),
+    "softmax pool": lambda: Does(lambda x: (x.flatten(2) * x.flatten(2).softmax(2)).sum(2)),
+    "resized": lambda: nn.Upsample(scale_factor=2),
+    "rolled, chunked": lambda: Does(lambda x: torch.cat(x.roll(3, 2).chunk(2, 1)[::-1], 1)),
+}
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_a_program_in_core_aten_is_traced_as_its_network(name: str) -> None:
+    """`run_decompositions()` says the same with fewer operations, and many tools save programs so."""
+    model = network(CORE[name]())
+    program = torch.export.export(model, (IMAGES,), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    graph = fixcore.capture(program.run_decompositions(), IMAGES)
+    recording = graph.record(IMAGES)
+    with torch.no_grad():
+        torch.testing.assert_close(recording.logits, model(IMAGES), rtol=1e-4, atol=1e-5)
+    expected, found = traced(model), fixcore.backtrack(recording, TARGET)
+    for part in ("image", "row", "col"):
+        assert torch.equal(getattr(found, part), getattr(expected, part)), part
+    torch.testing.assert_close(found.mass, expected.mass, rtol=1e-3, atol=1e-6)
 
 
 class Pooled(nn.Module):

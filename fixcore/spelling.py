@@ -1,0 +1,198 @@
+"""One spelling for each operation: what a program says in its own way is said in the way that a rule knows.
+
+Programs differ by who wrote them (`relu6`, or `hardtanh` to 6) and by what they went through: `run_decompositions()`
+leaves core ATen, in which a linear layer is a product with a transposed weight on flattened tokens.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fixcore.structure import Constants, Seen, arguments_by_name
+
+aten = torch.ops.aten
+
+Same = tuple[Any, tuple[Any, ...]]
+"""An operation with one output, and its arguments, that gives the same."""
+
+
+def spell_alike(graph: fx.Graph) -> None:
+    """Rewrite `graph` in place; what it computes stays."""
+    for node in list(graph.nodes):
+        if node.target is operator.getitem:
+            _one_output(graph, node)
+        elif node.target in _WORDS:
+            same = _WORDS[node.target](arguments_by_name(node))
+            if same is not None:
+                (node.target, node.args), node.kwargs = same, {}
+
+
+def spell_linear(graph: fx.Graph, constants: Constants) -> None:
+    """Say products with a constant matrix as the linear layers that they were; in place, `constants` gains weights.
+
+    Tokens that were flattened for the product are taken as they were before: on a vector and on tokens, a linear layer
+    has different rules.
+    """
+    for node in list(graph.nodes):
+        if node.target not in (aten.addmm.default, aten.mm.default):
+            continue
+        named = arguments_by_name(node)
+        left, bias = (named["mat1"], named["self"]) if "mat1" in named else (named["self"], None)
+        scales = (named.get("beta", 1), named.get("alpha", 1))
+        if named["mat2"] not in constants or left in constants or scales != (1, 1):
+            continue
+        if bias is not None and (bias not in constants or constants[bias].dim() != 1):
+            continue
+        with graph.inserting_before(next(iter(graph.nodes))):
+            weight = graph.placeholder(f"{node.name}_weight")
+        constants[weight] = constants[named["mat2"]].T.contiguous()
+        tokens = _before_flattening(left)
+        with graph.inserting_before(node):
+            linear = graph.call_function(aten.linear.default, (left if tokens is None else tokens, weight, bias))
+        linear.meta = dict(node.meta)
+        same = linear
+        if tokens is not None:
+            extents, seen = (*tokens.meta["seen"].shape[:-1], len(constants[weight])), node.meta["seen"]
+            linear.meta["seen"] = Seen(extents, seen.dtype, seen.device)
+            with graph.inserting_before(node):
+                same = graph.call_function(aten.reshape.default, (linear, [left.args[1][0], len(constants[weight])]))
+            same.meta = dict(node.meta)
+        node.replace_all_uses_with(same)
+        graph.erase_node(node)
+
+
+def _before_flattening(node: fx.Node) -> fx.Node | None:
+    """Return the tokens (N, ..., C) that a node (L, C) is a flat view of; None where it is a vector (N, C)."""
+    if node.target not in (aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        return None
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    extents = source.meta["seen"].shape
+    is_tokens = extents[-1] == node.meta["seen"].shape[-1] and any(extent != 1 for extent in extents[1:-1])
+    return source if is_tokens else None
+
+
+def _one_output(graph: fx.Graph, node: fx.Node) -> None:
+    """Replace one of several outputs by an operation that has no other."""
+    if not node.users:  # statistics of a batch norm, for instance
+        graph.erase_node(node)
+        return
+    parent, number = node.args
+    assert isinstance(parent, fx.Node)
+    assert isinstance(number, int)
+    rewrite = _OUTPUTS.get(parent.target)
+    same = rewrite(arguments_by_name(parent), parent, number) if rewrite else None
+    if same is not None:
+        with graph.inserting_before(node):
+            replacement = graph.call_function(*same)
+        replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        graph.erase_node(node)
+
+
+def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
+    assert number == 0, "statistics of a batch norm in evaluation are never read"
+    keys = ("input", "weight", "bias", "running_mean", "running_var")
+    fixed = (False, named["momentum"], named["eps"], True)
+    return aten.batch_norm.default, (*(named[key] for key in keys), *fixed)
+
+
+def _layer_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    return None if number else (aten.layer_norm.default, tuple(named.values()))
+
+
+def _group_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    keys = ("input", "group", "weight", "bias", "eps")
+    return None if number else (aten.group_norm.default, tuple(named[key] for key in keys))
+
+
+def _largest(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    return None if number else (aten.amax.default, (named["self"], [named["dim"]], named["keepdim"]))
+
+
+def _max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    return None if number else (aten.max_pool2d.default, tuple(named.values()))
+
+
+def _adaptive_max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    """Where all its windows are alike; the whole map is one."""
+    extent, out = named["self"].meta["seen"].shape[-2:], parent.meta["seen"][0].shape[-2:]
+    if number or any(whole % parts for whole, parts in zip(extent, out, strict=True)):
+        return None
+    kernel = [whole // parts for whole, parts in zip(extent, out, strict=True)]
+    return aten.max_pool2d.default, (named["self"], kernel, kernel)
+
+
+def _split(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
+    sizes = [part.shape[named["dim"]] for part in parent.meta["seen"]]
+    return aten.narrow.default, (named["self"], named["dim"], sum(sizes[:number]), sizes[number])
+
+
+def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
+    return aten.select.int, (named["self"], named["dim"], number)
+
+
+_OUTPUTS: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_group_norm.default: _group_norm,
+    aten.max.dim: _largest,
+    aten.max_pool2d_with_indices.default: _max_pool,
+    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
+    aten.split.Tensor: _split,
+    aten.unsafe_split.Tensor: _split,
+    aten.split_with_sizes.default: _split,
+    aten.chunk.default: _split,
+    aten.unbind.int: _unbind,
+}
+"""Operations with several outputs, and how each of these is said alone."""
+
+
+def _convolution(named: dict[str, Any]) -> Same | None:
+    if named["transposed"] or len(named["stride"]) != 2:
+        return None
+    keys = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    return aten.conv2d.default, tuple(named[key] for key in keys)
+
+
+def _mean_of_all(places: int) -> Callable[[dict[str, Any]], Same | None]:
+    """Return how an adaptive average pool over so many dimensions is said where its only window is all of them."""
+
+    def same(named: dict[str, Any]) -> Same | None:
+        if any(extent != 1 for extent in named["output_size"]):
+            return None
+        return aten.mean.dim, (named["self"], list(range(-places, 0)), True)
+
+    return same
+
+
+def _restrided(named: dict[str, Any]) -> Same | None:
+    """Where it only says how the means of maps lie in memory: one after the other, which is how they come."""
+    source, channels = named["self"], named["self"].meta["seen"].shape[1]
+    _, *extents = named["size"]
+    is_same = source.meta["seen"].shape[1:] == tuple(extents) and set(extents[1:]) <= {1}
+    if source.target is not aten.mean.dim or not is_same or named["stride"][:2] != [channels, 1]:
+        return None
+    return aten.alias.default, (source,)
+
+
+_WORDS: dict[Any, Callable[[dict[str, Any]], Same | None]] = {
+    aten.relu6.default: lambda named: (aten.hardtanh.default, (named["self"], 0.0, 6.0)),
+    aten.clamp_max.default: lambda named: (aten.clamp.default, (named["self"], None, named["max"])),
+    aten.max.other: lambda named: (aten.maximum.default, (named["self"], named["other"])),
+    aten.min.other: lambda named: (aten.minimum.default, (named["self"], named["other"])),
+    aten.square.default: lambda named: (aten.pow.Tensor_Scalar, (named["self"], 2)),
+    aten.convolution.default: _convolution,
+    aten.adaptive_avg_pool1d.default: _mean_of_all(1),
+    aten.adaptive_avg_pool3d.default: _mean_of_all(3),
+    aten.as_strided.default: _restrided,
+    aten._softmax.default: lambda named: (aten.softmax.int, (named["self"], named["dim"])),
+    aten._log_softmax.default: lambda named: (aten.log_softmax.int, (named["self"], named["dim"])),
+    aten._adaptive_avg_pool2d.default: lambda named: (aten.adaptive_avg_pool2d.default, tuple(named.values())),
+}
+"""Operations that are another one by a name of its own."""
