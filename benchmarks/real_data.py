@@ -218,8 +218,9 @@ def measure(name: str, data: Path, out: Path, count: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     audit = AUDITS[name](data, folder, count)
     command = [sys.executable, str(_ROOT / "cli.py"), "run", str(audit.dataset), *audit.options]
+    shutil.rmtree(out / f"{name}-run", ignore_errors=True)  # `--overwrite` would keep the last measurement's verdicts
     told = subprocess.run(
-        [*command, "--out", str(out), "--name", f"{name}-run", "--overwrite", "--json"],
+        [*command, "--out", str(out), "--name", f"{name}-run", "--json"],
         check=True, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     facts = json.loads(told.stdout)
