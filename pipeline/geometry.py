@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 from pipeline.errors import ConfigError
 
 FITS = ("crop", "squash")
-MAP_SIDE = 32
-"""Rows and columns of a stored saliency map: finer than the evidence of networks is, and a kilobyte."""
+MAP_SIDE = 24
+"""Rows and columns of a stored saliency map: about as fine as the Gaussian that it is made with, in half a kilobyte."""
 
 _ROUNDING = 1e-9
 """Pixels added before rounding down, so that a centre on the line between two pixels is in the second whatever the
