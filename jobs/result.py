@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.audit import write_audit
-from pipeline.errors import RunFolderError
+from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.gate import Gate
 from pipeline.issues import write_issues
 from pipeline.report import write_report
@@ -77,10 +77,12 @@ def result_of(
 
 
 def read_facts(folder: RunFolder) -> dict[str, Any]:
-    """Return what run.json says; RunFolderError if this is no complete run."""
+    """Return what run.json says; RunFolderError if this is no complete run, or one of another schema version."""
     if not folder.is_complete:
         raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it")
     facts: dict[str, Any] = json.loads(folder.run_json.read_text(encoding="utf-8"))
+    if facts.get("schema") != schema.VERSION:
+        raise OtherVersionError(folder.path)
     return facts
 
 

@@ -6,6 +6,7 @@ AuditError
 ├── ModelError           an unknown model, weights that do not fit, a download that is impossible
 ├── ProbabilitiesError   probabilities of the wrong width, ids that do not match
 ├── RunFolderError       a run folder that cannot be written, is complete already, or is not a run
+│   └── OtherVersionError    a run whose columns mean something else
 └── VerdictsError        a file of verdicts that cannot be read, or is of other images
 """
 
@@ -32,6 +33,13 @@ class ProbabilitiesError(AuditError):
 
 class RunFolderError(AuditError):
     """A run folder cannot be written, or what is asked for is not in it."""
+
+
+class OtherVersionError(RunFolderError):
+    """A run of another schema version: its columns mean something else, or are not there."""
+
+    def __init__(self, run: object) -> None:
+        super().__init__(f"{run} was written by another version of fixaudit; run the audit again")
 
 
 class VerdictsError(AuditError):

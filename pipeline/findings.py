@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
-from pipeline.errors import RunFolderError
+from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
-from pipeline.schema import EVIDENCE, ISSUES, ISSUES_TABLE, MANIFEST
+from pipeline.schema import EVIDENCE, ISSUES, ISSUES_TABLE, MANIFEST, VERSION
 from pipeline.wording import printable
 
 Box = tuple[float, float, float, float]
@@ -147,7 +148,8 @@ def findings_of(run: RunFolder, image_ids: Collection[str]) -> dict[str, list[Fi
 def read_evidence(run: RunFolder, image_ids: Collection[str]) -> Iterator[ImageEvidence]:
     """Yield the evidence of the images, part by part; only parts that hold one of them are opened.
 
-    Raises RunFolderError where the run has no manifest, or a part that should hold an image is not there.
+    Raises RunFolderError where the run has no manifest, or a part that should hold an image is not there; where it was
+    written by another version, OtherVersionError.
     """
     wanted = _is_one_of("image_id", image_ids)
     shards: dict[int, list[str]] = {}
@@ -160,6 +162,8 @@ def read_evidence(run: RunFolder, image_ids: Collection[str]) -> Iterator[ImageE
             raise RunFolderError(
                 f"no evidence yet for {printable(members[0])}: {part} is missing; finish the run with `fixaudit run`"
             )
+        if _version(part) != VERSION:
+            raise OtherVersionError(run.path)
         for batch in _batches(part, EVIDENCE, None, _is_one_of("image_id", members)):
             for row in batch.to_pylist():
                 yield _image_evidence(row)
@@ -209,6 +213,15 @@ def dataset_name(run: RunFolder) -> str:
             root, found, _ = row["uri"].replace("\\", "/").rpartition("/" + row["image_id"])
             return root.rstrip("/").rsplit("/", 1)[-1] if found else ""
     return ""
+
+
+def _version(part: Path) -> int | None:
+    """Return the schema version under which a part was written; None where it does not say."""
+    try:
+        told = (pq.read_schema(part).metadata or {}).get(b"fixaudit.schema", b"")
+    except (OSError, pa.ArrowException) as error:
+        raise RunFolderError(f"cannot read {part}: {str(error).splitlines()[0]}") from error
+    return int(told) if told.isdigit() else None
 
 
 def _batches(

@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from pipeline.cards import Limits, flagged_cards
-from pipeline.errors import RunFolderError
+from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.files import write_text
 from pipeline.findings import Finding, count_findings, top_findings
 from pipeline.page import environment, name_of, rendered
@@ -109,7 +109,7 @@ def _read_summary(run: RunFolder) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {run.summary}: {error}") from error
     if summary.get("schema") != VERSION:
-        raise RunFolderError(f"{run.path} was written by another version of fixaudit; run the audit again")
+        raise OtherVersionError(run.path)
     return summary
 
 

@@ -306,3 +306,12 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     kept.write_text(f"image_id,verdict\n{ids[-1]},right\n", encoding="utf-8")
     third = runner.invoke(cli.app, ["review", str(run.path), str(kept)])
     assert "looked at:         24, of which 11 are wrong" in third.stdout
+
+    facts = json.loads(run.run_json.read_text(encoding="utf-8"))
+    run.run_json.write_text(json.dumps(facts | {"schema": 1}), encoding="utf-8")
+    before = run.audit.read_bytes()
+    for command in (["review", str(run.path), str(kept)], ["report", str(run.path)]):
+        old = runner.invoke(cli.app, command)
+        assert old.exit_code == 2
+        assert old.stderr == f"error: {run.path} was written by another version of fixaudit; run the audit again\n"
+    assert run.audit.read_bytes() == before

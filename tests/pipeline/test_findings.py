@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import schema
-from pipeline.errors import RunFolderError
+from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.findings import (
     ClassEvidence,
     count_findings,
@@ -154,3 +154,13 @@ def test_strongest_breaks_ties_by_row_then_column():
     )
     kept = evidence.strongest(3)
     assert list(zip(kept.x.tolist(), kept.y.tolist(), strict=True)) == [(1, 1), (2, 0), (3, 0)]
+
+
+@pytest.mark.parametrize("version", [b"4", b"", None])
+def test_evidence_of_another_version_is_refused_in_one_line(tmp_path, version):
+    run = make_run(tmp_path)
+    table = pq.read_table(run.evidence_part(0))
+    told = {b"fixaudit.table": b"evidence"} | ({} if version is None else {b"fixaudit.schema": version})
+    pq.write_table(table.replace_schema_metadata(told), run.evidence_part(0))
+    with pytest.raises(OtherVersionError, match="was written by another version of fixaudit; run the audit again"):
+        read_one(run, "cat/one object.png")
