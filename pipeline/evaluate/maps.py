@@ -81,8 +81,18 @@ def need(request: Request) -> list[Table]:
         "areas under the predicted class's probability (insertion: high is good, deletion: low); rank correlation with "
         "the occlusion map (a fifth of the side, in steps of a twentieth), both maps averaged over 28 x 28 cells"
     )
-    columns = ("method", "deletion", "rank correlation", "insertion")
-    return [Table(f"Faithfulness: {request.subject.name}", columns, rows, notes)]
+    measures = ("deletion", "rank correlation", "insertion")
+    tables = [Table(f"Faithfulness: {request.subject.name}", ("method", *measures), rows, notes)]
+    first, *others = [name for name, found in scores.items() if found]
+    if len(torch.cat(scores[first])) > 1:
+        compared = tuple(
+            (other, measure, *numbers)
+            for other in others
+            for measure, numbers in zip(measures, _paired(scores[other], scores[first]), strict=True)
+        )
+        note = f"each image's difference to {first}: its mean, and the standard error of that"
+        tables.append(Table(f"Less {first}", ("method", "measure", "difference", "+-"), compared, (note,)))
+    return tables
 
 
 def sane(request: Request) -> list[Table]:
@@ -144,6 +154,13 @@ def tell_apart(request: Request) -> list[Table]:
     notes = request.notes("overlap of the maps of two classes, 1: the same evidence for both; for scale, of two images")
     columns = ("method", "runner-up", "class at random", "another image")
     return [Table(f"Sensitivity: {subject.name}", columns, rows, notes, plotted="class at random")]
+
+
+def _paired(ones: list[Tensor], others: list[Tensor]) -> list[tuple[float, float]]:
+    """Return the mean difference of two methods on the same images and its standard error, measure by measure."""
+    difference = torch.cat(ones) - torch.cat(others)
+    known = [one[~one.isnan()] for one in difference.T]
+    return [(float(one.mean()), float(one.std() / math.sqrt(max(len(one), 1)))) for one in known]
 
 
 def _means(parts: list[Tensor]) -> tuple[Cell, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import statistics
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,14 +179,31 @@ def test_the_object_is_cut_out_of_the_picture_on_request(subject: Subject, data:
     assert rows["fixations graph cut"]["GT-known"] == rows["cam graph cut"]["GT-known"] == 1
 
 
+def test_what_two_methods_differ_by_is_counted_image_by_image(subject: Subject, data: Path) -> None:
+    request = ask(subject, data / "boxes.csv", "cam,gradient")
+    single = [
+        by_name(evaluate("faithfulness", replace(request, dataset=replace(request.dataset, images=(image,))))[0])
+        for image in request.dataset.images[:4]
+    ]
+    request = replace(request, dataset=replace(request.dataset, images=request.dataset.images[:4]))
+    _, table = evaluate("faithfulness", request)
+    assert table.title == "Less cam"
+    assert {row[0] for row in table.rows} == {"gradient", "occlusion", "nothing (the centre)"}
+    for method, measure, mean, error in table.rows:
+        differences = [float(rows[method][measure]) - float(rows["cam"][measure]) for rows in single]
+        assert mean == pytest.approx(statistics.mean(differences), abs=1e-6)
+        assert error == pytest.approx(statistics.stdev(differences) / 2, abs=1e-6)
+
+
 @pytest.mark.parametrize("protocol", ["faithfulness", "sanity", "sensitivity", "tune"])
 def test_the_other_protocols_give_numbers(subject: Subject, data: Path, protocol: str) -> None:
     request = ask(subject, data / "boxes.csv", "fixations,cam")
     request = replace(request, dataset=replace(request.dataset, images=request.dataset.images[:4]))
-    (table,) = evaluate(protocol, request)
+    table, *others = evaluate(protocol, request)
     numbers = [cell for row in table.rows for cell in row if isinstance(cell, float)]
     assert numbers
     assert all(-1 <= number <= 1 for number in numbers if number == number)
+    assert len(others) == (protocol == "faithfulness")
     if protocol == "sanity":
         assert table.rows[0][:2] == ("cascading", 1)
         assert float(table.rows[-2][2]) < 1
