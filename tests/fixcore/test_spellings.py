@@ -128,6 +128,13 @@ class Attends(nn.Module):
         return self.shrink(functional.gelu(self.grow(tokens))).mean(1)
 
 
+class LastNorm(nn.LayerNorm):
+    """Layer norm over the channels of a map, as in ConvNeXt."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 CORE: dict[str, Callable[[], nn.Module]] = {
     "norms and pools": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.MaxPool2d(2), nn.AvgPool2d(2)),
     "activations": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.ELU()),
@@ -135,10 +142,10 @@ CORE: dict[str, Callable[[], nn.Module]] = {
     "uneven pool": lambda: nn.AdaptiveAvgPool2d((3, 5)),
     "hidden layers": lambda: nn.Sequential(nn.Flatten(), *hidden(nn.Hardswish())),
     "attention": Attends,
-    "layer norm of channels": lambda: Does(
-        lambda x: functional.layer_norm(x.permute(0, 2, 3, 1), (8,)).permute(0, 3, 1, 2).mean((2, 3))
+    "flattened channels of one place": lambda: nn.Sequential(
+        Does(lambda x: x.mean((2, 3), keepdim=True).permute(0, 2, 3, 1)), nn.Flatten(), nn.Linear(8, 9), nn.ReLU()
     ),
-    "flattened tokens of one place": lambda: nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 9)),
+    "average pool of channels that lie together": lambda: nn.Sequential(LastNorm(8), nn.AdaptiveAvgPool2d(1)),
     "softmax pool": lambda: Does(lambda x: (x.flatten(2) * x.flatten(2).softmax(2)).sum(2)),
     "resized": lambda: nn.Upsample(scale_factor=2),
     "rolled, chunked": lambda: Does(lambda x: torch.cat(x.roll(3, 2).chunk(2, 1)[::-1], 1)),
@@ -158,6 +165,21 @@ def test_a_program_in_core_aten_is_traced_as_its_network(name: str) -> None:
     for part in ("image", "row", "col"):
         assert torch.equal(getattr(found, part), getattr(expected, part)), part
     torch.testing.assert_close(found.mass, expected.mass, rtol=1e-3, atol=1e-6)
+
+
+def test_a_scaled_product_is_no_linear_layer() -> None:
+    with pytest.raises(fixcore.MissingRule, match="addmm"):
+        traced(network(Does(lambda x: torch.addmm(torch.ones(6), x.mean((2, 3)), torch.ones(8, 6), alpha=2))))
+
+
+def test_a_view_of_memory_is_followed_only_where_it_changes_nothing() -> None:
+    def turned(values: Tensor) -> Tensor:
+        return torch.as_strided(
+            values.mean((2, 3), keepdim=True), (values.shape[0], 8, 1, 1), (1, values.shape[0], 1, 1)
+        )
+
+    with pytest.raises(fixcore.MissingRule, match="as_strided"):
+        traced(network(Does(turned)))
 
 
 class Pooled(nn.Module):
