@@ -167,6 +167,11 @@ def test_a_program_in_core_aten_is_traced_as_its_network(name: str) -> None:
     torch.testing.assert_close(found.mass, expected.mass, rtol=1e-3, atol=1e-6)
 
 
+def test_a_mean_over_parts_of_a_sequence_is_named() -> None:
+    with pytest.raises(fixcore.MissingRule, match="adaptive_avg_pool1d"):
+        traced(network(Does(lambda x: functional.adaptive_avg_pool1d(x.flatten(2), 4))))
+
+
 def test_a_scaled_product_is_no_linear_layer() -> None:
     with pytest.raises(fixcore.MissingRule, match="addmm"):
         traced(network(Does(lambda x: torch.addmm(torch.ones(6), x.mean((2, 3)), torch.ones(8, 6), alpha=2))))
