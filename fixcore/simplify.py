@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fixcore.errors import CaptureError
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.spelling import spell_alike, spell_linear
 from fixcore.structure import Constants, Seen, arguments_by_name
@@ -37,9 +38,13 @@ _FILLED_ANEW = FILLED[:3]
 
 
 def simplify(graph: fx.Graph, constants: Constants) -> None:
-    """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more."""
+    """Rewrite `graph` in place; `constants` gains the folded weights and loses what nothing reads any more.
+
+    Raises CaptureError for activations that are read by how they lie in memory.
+    """
     spell_alike(graph)
     _fold_constants(graph, constants)
+    _refuse_views_of_memory(graph)
     spell_linear(graph, constants)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
@@ -73,6 +78,17 @@ def _fold_constants(graph: fx.Graph, constants: Constants) -> None:
         constants[folded] = value.contiguous()
         node.replace_all_uses_with(folded)
         graph.erase_node(node)
+
+
+def _refuse_views_of_memory(graph: fx.Graph) -> None:
+    """Refuse what reads activations by strides: here they may lie in another order, and it would read others."""
+    for node in graph.nodes:
+        if node.target is aten.as_strided.default:
+            where = f", {node.meta['line']}" if node.meta["line"] else ""
+            raise CaptureError(
+                f"the network reads an activation by its strides in memory (as_strided{where}); say it with view, "
+                "permute or slices, and export it again"
+            )
 
 
 def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:

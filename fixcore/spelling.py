@@ -173,12 +173,10 @@ def _mean_of_all(places: int) -> Callable[[dict[str, Any]], Same | None]:
 
 def _restrided(named: dict[str, Any]) -> Same | None:
     """Where it only says how the means of maps lie in memory: one after the other, which is how they come."""
-    source, channels = named["self"], named["self"].meta["seen"].shape[1]
-    _, *extents = named["size"]
-    is_same = source.meta["seen"].shape[1:] == tuple(extents) and set(extents[1:]) <= {1}
-    if source.target is not aten.mean.dim or not is_same or named["stride"][:2] != [channels, 1]:
-        return None
-    return aten.alias.default, (source,)
+    source, (_, *extents) = named["self"], named["size"]
+    is_same = source.target is aten.mean.dim and source.meta["seen"].shape[1:] == tuple(extents)
+    is_in_order = set(extents[1:]) <= {1} and named["stride"][:2] == [*extents[:1], 1]
+    return (aten.alias.default, (source,)) if is_same and is_in_order and not named["storage_offset"] else None
 
 
 _WORDS: dict[Any, Callable[[dict[str, Any]], Same | None]] = {

@@ -177,14 +177,24 @@ def test_a_scaled_product_is_no_linear_layer() -> None:
         traced(network(Does(lambda x: torch.addmm(torch.ones(6), x.mean((2, 3)), torch.ones(8, 6), alpha=2))))
 
 
-def test_a_view_of_memory_is_followed_only_where_it_changes_nothing() -> None:
-    def turned(values: Tensor) -> Tensor:
-        return torch.as_strided(
-            values.mean((2, 3), keepdim=True), (values.shape[0], 8, 1, 1), (1, values.shape[0], 1, 1)
-        )
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: torch.as_strided(x.mean((2, 3), True), (x.shape[0], 8, 1, 1), (1, x.shape[0], 1, 1)),
+        lambda x: torch.as_strided(x.mean((2, 3), True), (x.shape[0], 7, 1, 1), (8, 1, 1, 1), 1),
+        lambda x: torch.as_strided(x.relu(), (x.shape[0], 8, 1, 1), (512, 64, 1, 1)),
+    ],
+    ids=["turned", "from the second on", "of a map"],
+)
+def test_activations_that_are_read_by_their_strides_are_refused(view: Callable[[Tensor], Tensor]) -> None:
+    """A network's maps may lie in memory channels last, and other elements would be read: wrong logits."""
+    with pytest.raises(fixcore.CaptureError, match="reads an activation by its strides in memory"):
+        traced(network(Does(view)))
 
-    with pytest.raises(fixcore.MissingRule, match="as_strided"):
-        traced(network(Does(turned)))
+
+def test_strides_that_change_nothing_are_followed() -> None:
+    view = Does(lambda x: torch.as_strided(x.mean((1, 2, 3)), (x.shape[0],), (1,))[:, None])
+    assert len(traced(network(view))) == len(IMAGES)
 
 
 class Pooled(nn.Module):
