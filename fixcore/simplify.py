@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from fixcore.errors import CaptureError
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.spelling import spell_alike, spell_linear
-from fixcore.structure import Constants, Seen, arguments_by_name
+from fixcore.structure import Constants, Seen, arguments_by_name, described
 
 aten = torch.ops.aten
 
@@ -84,10 +84,9 @@ def _refuse_views_of_memory(graph: fx.Graph) -> None:
     """Refuse what reads activations by strides: here they may lie in another order, and it would read others."""
     for node in graph.nodes:
         if node.target is aten.as_strided.default:
-            where = f", {node.meta['line']}" if node.meta["line"] else ""
             raise CaptureError(
-                f"the network reads an activation by its strides in memory (as_strided{where}); say it with view, "
-                "permute or slices, and export it again"
+                f"the network reads an activation by its strides in memory at node '{node.name}'{described(node)}; "
+                "say it with view, permute or slices, and export it again"
             )
 
 

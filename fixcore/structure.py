@@ -94,6 +94,14 @@ def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     return named
 
 
+def described(node: fx.Node) -> str:
+    """Return a node's shape and its line in the user's code, as the end of a message that names it."""
+    seen = node.meta["seen"]
+    extents = [] if not isinstance(seen, Seen) else ["N" if extent is None else str(extent) for extent in seen.shape]
+    shape = f" (output shape ({', '.join(extents)}))" if extents else ""
+    return shape + (f", {node.meta['line']}" if node.meta["line"] else "")
+
+
 def to_json(structure: Structure) -> str:
     """Return the structure as text. Raises TypeError for a call or an argument that text cannot hold."""
     nodes = [

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from fixcore.errors import MissingRule
 from fixcore.points import Points
-from fixcore.structure import Seen
+from fixcore.structure import described
 
 _Made = TypeVar("_Made")
 Flow = Sequence[tuple[fx.Node, Points]]
@@ -133,17 +133,10 @@ class RuleTable(Mapping[Callable[..., Any], Entry]):
         entry = self._entries.get(node.target)
         if entry is None:
             raise MissingRule(
-                f"no backtracking rule for {node.target} at node '{node.name}'{_described(node)}; "
+                f"no backtracking rule for {node.target} at node '{node.name}'{described(node)}; "
                 "add one with @rule in fixcore/rules"
             )
         return entry
 
 
 rule = RuleTable()
-
-
-def _described(node: fx.Node) -> str:
-    seen = node.meta["seen"]
-    extents = [] if not isinstance(seen, Seen) else ["N" if extent is None else str(extent) for extent in seen.shape]
-    shape = f" (output shape ({', '.join(extents)}))" if extents else ""
-    return shape + (f", {node.meta['line']}" if node.meta["line"] else "")
