@@ -47,7 +47,7 @@ def walk(path: Path, graph: fixcore.Graph, shown: Pairs, row: int) -> None:
         line[0].set_ylabel(f"class “{label}”", fontsize=9)
         by_place = graph.head.by_place(recording.values[graph.head.map])[0]
         side = round(len(by_place) ** 0.5)
-        scores = (by_place @ graph.head.weight[label]).view(side, side)
+        scores = (by_place @ graph.head.on_map(graph.head.weight[[label]])[0]).view(side, side)
         line[1].imshow(scores, cmap="inferno", alpha=0.8, extent=(-0.5, SIDE - 0.5, SIDE - 0.5, -0.5))
         for axis, (stop, _) in zip(line[2:], _STOPS, strict=False):
             there = fixcore.backtrack(recording, start, stop_at=stop)

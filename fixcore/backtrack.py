@@ -8,6 +8,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, fx
 
+from fixcore.class_map import averaged_places, pooled_points
 from fixcore.fixations import Fixations, LayerPoints
 from fixcore.graph import Recording
 from fixcore.points import Points, is_vector, merged, ravel, settled, unravel
@@ -73,7 +74,7 @@ def backtrack(
     with torch.inference_mode():
         against = True if options.vector == "net" else None
         node, points, margin = _begin(recording, start, options, contrast, against)
-        points = _walk(recording, start, node, points, options, end)
+        points, coarse = _walk(recording, start, node, points, options, end)
         if stop_at is not None:
             return _layer_points(recording, start, points, end)
         if against:
@@ -82,9 +83,10 @@ def backtrack(
             if bool(outweighed.any()):  # at least as much speaks against it everywhere: show what speaks for it
                 again = replace(start, target=start.target.where(outweighed, -1))
                 node, others, _ = _begin(recording, again, options, contrast, False)
-                instead = _walk(recording, again, node, others, options, end)
+                instead, own = _walk(recording, again, node, others, options, end)
+                coarse = max(coarse, own)
                 points = merged([points, instead], recording.shapes[end].numel())
-        return _fixations(recording, start, points, margin)
+        return _fixations(recording, start, points, max(margin, coarse))
 
 
 def _begin(
@@ -97,12 +99,19 @@ def _begin(
     if published and contrast is None and start.weight is None:
         return *logit_points(recording, start, against), 0.0
     node, points = head_points(recording, start, contrasted_weight(recording, start, contrast), against)
-    return node, points, 0.0 if published else _half_stride(recording)
+    head = recording.graph.head
+    return node, points, 0.0 if published or head is None else _half_stride(recording, node, head.places)
 
 
-def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, options: Options, end: fx.Node) -> Points:
-    """Visit nodes in reverse; what meets at a node is merged before it goes on. Returns the points at `end`."""
+def _walk(
+    recording: Recording, start: Start, begin: fx.Node, points: Points, options: Options, end: fx.Node
+) -> tuple[Points, float]:
+    """Visit nodes in reverse; what meets at a node is merged before it goes on.
+
+    Returns the points at `end`, and the boxes' margin where vectors ended at the average of a map.
+    """
     graph = recording.graph
+    margin = 0.0
     # Sorted by place, targets that go the same way stand side by side; by target, as what is settled later must be.
     targets = start.target.numel() if points.low is None else None
     waiting: dict[fx.Node, list[Points]] = {begin: [points]}
@@ -114,6 +123,12 @@ def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, op
             continue
         shape = recording.shapes[node]
         here = merged(arrived, shape.numel(), targets)
+        pooled = () if here.low is None else _pooled_places(node, recording)
+        if pooled:
+            (source,) = node.all_input_nodes
+            waiting.setdefault(source, []).append(pooled_points(recording.values[source], pooled, here))
+            margin = max(margin, _half_stride(recording, source, pooled))
+            continue
         if here.low is not None and (node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT)):
             here = settled(here)
         visit = Visit(
@@ -123,7 +138,15 @@ def _walk(recording: Recording, start: Start, begin: fx.Node, points: Points, op
             if len(moved):
                 waiting.setdefault(source, []).append(moved)
     nothing = points.where(torch.zeros_like(points.trace, dtype=torch.bool))
-    return settled(merged(waiting.get(end, [nothing]), recording.shapes[end].numel()))
+    return settled(merged(waiting.get(end, [nothing]), recording.shapes[end].numel())), margin
+
+
+def _pooled_places(node: fx.Node, recording: Recording) -> tuple[int, ...]:
+    """Return the dimensions over which a node averages all of a map into a vector; empty if it does not."""
+    places = averaged_places(node)
+    if not places or not is_vector(recording.shapes[node]) or is_vector(recording.shapes[node.all_input_nodes[0]]):
+        return ()
+    return places
 
 
 def _fixations(recording: Recording, start: Start, points: Points, margin: float) -> Fixations:
@@ -157,10 +180,9 @@ def _layer_points(recording: Recording, start: Start, points: Points, node: fx.N
     return LayerPoints(points.trace, torch.stack(place, 1), points.mass, row, col, start.target)
 
 
-def _half_stride(recording: Recording) -> float:
-    """Half the input pixels from one place of the class map to the next; 0 if the features are a vector."""
-    head = recording.graph.head
-    if head is None or len(head.places) < 2:
+def _half_stride(recording: Recording, node: fx.Node, places: tuple[int, ...]) -> float:
+    """Half the input pixels from one place of a map to the next; 0 for a vector, and for places in a row (tokens)."""
+    if len(places) < 2:
         return 0.0
-    shape, pixels = recording.shapes[head.map], recording.shapes[recording.graph.images]
-    return max(pixels[2] / shape[head.places[0]], pixels[3] / shape[head.places[1]]) / 2
+    shape, pixels = recording.shapes[node], recording.shapes[recording.graph.images]
+    return max(pixels[2] / shape[places[0]], pixels[3] / shape[places[1]]) / 2

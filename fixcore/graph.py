@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.head import Head, find_head
+from fixcore.points import is_vector
 from fixcore.rules import rule
 from fixcore.schedule import operations_of, run, schedule
 from fixcore.simplify import FILLED
@@ -102,15 +103,16 @@ class Graph:
     def embed(self, images: Tensor) -> Tensor:
         """Return the features that the last linear layer reads, (N, D): what a linear probe is trained on.
 
-        A map before global average pooling is averaged. Runs no further than needed and keeps nothing. Raises
-        InputError as `record` does, and CaptureError for a network that does not end in a linear layer.
+        A map before global average pooling is averaged, and normalised where the model does that. Runs no further than
+        needed and keeps nothing. Raises InputError as `record` does, and CaptureError for a network that does not end
+        in a linear layer.
         """
         self.check(images)
         if self.head is None:
             raise CaptureError("the model does not end in a linear layer, so there are no features to train a probe on")
         values: dict[fx.Node, Any] = {**self.constants, self.images: images}
         run(self._feature_steps, values, {})
-        return self.head.pooled(values[self.head.map])
+        return self.head.features(values[self.head.map])
 
     def check(self, images: Tensor) -> None:
         """Raise InputError for images that the network was not captured for."""
@@ -130,7 +132,10 @@ class Graph:
                 if not isinstance(node.meta["seen"], Seen):
                     kept.add(node)  # sizes, read again by layout rules
                 continue
-            for name in rule[node.target].keeps:
+            entry, names = rule[node.target], rule[node.target].keeps
+            if isinstance(node.meta["seen"], Seen) and is_vector(node.meta["seen"].shape):
+                names = (*names, *entry.keeps_of_vectors)
+            for name in names:
                 fx.node.map_arg(self.arguments[node].get(name), kept.add)
         return kept
 
@@ -177,11 +182,11 @@ class Recording:
 
     @property
     def features(self) -> Tensor:
-        """(N, D): what the last linear layer reads, averaged over places; CaptureError if there is no such layer."""
+        """(N, D): what the last linear layer reads; CaptureError if there is no such layer."""
         head = self.graph.head
         if head is None:
             raise CaptureError("the model does not end in a linear layer, so there are no features")
-        return head.pooled(self.values[head.map])
+        return head.features(self.values[head.map])
 
 
 def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
+from fixcore.class_map import averaged_places, by_place, positions
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.structure import arguments_by_name
 
@@ -33,11 +34,31 @@ _SAME_ELEMENTS = (
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Norm:
+    """A layer norm between the pooled features and the last linear layer."""
+
+    weight: Tensor | None
+    """(D,), as `bias`; None: nothing is learned."""
+    bias: Tensor | None
+    eps: float
+
+    def __call__(self, pooled: Tensor) -> Tensor:
+        """Return the features (N, D) normalised."""
+        return functional.layer_norm(pooled, pooled.shape[1:], self.weight, self.bias, self.eps)
+
+    def before(self, weight: Tensor) -> Tensor:
+        """Return weights (T, D) of what it gives as weights of what it reads, but for each image's own factor."""
+        if self.weight is not None:
+            weight = weight * self.weight.to(weight.dtype)
+        return weight - weight.mean(1, keepdim=True)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """Logits as a linear function of features: ``logits = mean over places of map @ weight.T (+ bias)``.
+    """Logits as a linear function of features: ``logits = norm(mean over places of map) @ weight.T (+ bias)``.
 
     Because averaging is linear, `Linear(mean(A)) = mean(Linear(A))`: each place has its own logits, the class map
-    (Zhou et al., CAM). For a network without average pooling there is one place.
+    (Zhou et al., CAM). For a network without average pooling there is one place, for most there is no norm.
     """
 
     map: fx.Node
@@ -46,47 +67,50 @@ class Head:
     """Dimensions of `map` that are averaged; empty if there is one place."""
     weight: Tensor
     """(K, D)."""
+    norm: Norm | None = None
 
     def by_place(self, value: Tensor) -> Tensor:
         """Return the map as (N, L, D): features of each place."""
-        return _by_place(value, self.places, self.weight.shape[1])
+        return by_place(value, self.places, self.weight.shape[1])
 
     def position(self, shape: torch.Size, device: torch.device) -> Tensor:
         """Return where, row-major, `by_place` finds every element in the map of one image: int64 (L, D)."""
-        return _positions(shape, device, self.places, self.weight.shape[1])
+        return positions(shape, device, self.places, self.weight.shape[1])
 
-    def pooled(self, value: Tensor) -> Tensor:
-        """Return the features (N, D)."""
-        return self.by_place(value).mean(1)
+    def features(self, value: Tensor) -> Tensor:
+        """Return what the linear layer reads, (N, D): the map's mean over its places, normalised where it is."""
+        pooled = self.by_place(value).mean(1)
+        return pooled if self.norm is None else self.norm(pooled)
 
+    def on_map(self, weight: Tensor) -> Tensor:
+        """Return weights of the features, (T, D), as weights of the map at each place, (T, D).
 
-def _by_place(value: Tensor, places: tuple[int, ...], features: int) -> Tensor:
-    kept = [d for d in range(value.dim()) if d not in places]
-    moved = value.permute(kept[0], *places, *kept[1:])
-    return moved.reshape(value.shape[0], -1, features)
-
-
-@lru_cache(maxsize=16)
-def _positions(shape: torch.Size, device: torch.device, places: tuple[int, ...], features: int) -> Tensor:
-    index = torch.arange(shape.numel(), device=device).view(1, *shape)
-    return _by_place(index, places, features)[0]
+        The mean over places of `map @ on_map(w)` is `features @ w` but for a shift, and for the factor above 0 by which
+        a layer norm scales an image: neither moves a class map's peaks, nor what lies above its mean.
+        """
+        return weight if self.norm is None else self.norm.before(weight)
 
 
 def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | None:
     """Return the head of a network whose logits are a linear function of a map or vector; None for any other.
 
-    Found by operation: a linear layer (or a convolution on one place) behind a global average pool or a vector, or a
-    1x1 convolution, with or without ReLU, before a global average pool (SqueezeNet).
+    Found by operation: a linear layer (or a convolution on one place) behind a global average pool, with or without a
+    layer norm between (ConvNeXt), or behind a vector; or a 1x1 convolution, with or without ReLU, before
+    a global average pool (SqueezeNet).
     """
     last = _skip(logits)
     weight = _weight(last, constants)
     if weight is not None:
         source = _skip(arguments_by_name(last)["input"])
-        places = _averaged_places(source)
+        places = averaged_places(source)
+        norm = None if places else _norm(source, weight.shape[1], constants)
+        if norm is not None:
+            places = averaged_places(pooled := _skip(arguments_by_name(source)["input"]))
+            source = pooled if places else source
         if places:
-            return _fitting(source.all_input_nodes[0], places, weight)
+            return _fitting(source.all_input_nodes[0], places, weight, norm)
         return _fitting(source, (), weight)
-    places = _averaged_places(last)
+    places = averaged_places(last)
     if places == (2, 3):
         source = last.all_input_nodes[0]
         if source.target in (aten.relu.default, aten.relu_.default):
@@ -97,18 +121,38 @@ def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | No
     return None
 
 
-def _fitting(source: fx.Node, places: tuple[int, ...], weight: Tensor) -> Head | None:
+def _fitting(source: fx.Node, places: tuple[int, ...], weight: Tensor, norm: Norm | None = None) -> Head | None:
     shape = source.meta["seen"].shape
     if None in shape[1:]:  # images do not follow each other, one by one
         return None
     features = math.prod(shape[d] for d in range(1, len(shape)) if d not in places)
-    return Head(source, places, weight) if features == weight.shape[1] else None
+    return Head(source, places, weight, norm) if features == weight.shape[1] else None
 
 
 def _skip(node: fx.Node) -> fx.Node:
-    while node.op == "call_function" and node.target in _SAME_ELEMENTS:
+    while node.op == "call_function" and (node.target in _SAME_ELEMENTS or _turns_vector(node)):
         node = node.all_input_nodes[0]
     return node
+
+
+def _turns_vector(node: fx.Node) -> bool:
+    """Whether a node only says of vectors, one per image, along which of several dimensions they lie."""
+    if node.target not in (aten.permute.default, aten.transpose.int):
+        return False
+    before, after = node.all_input_nodes[0].meta["seen"].shape, node.meta["seen"].shape
+    return before[0] is None and after[0] is None and sum(extent != 1 for extent in after[1:]) <= 1
+
+
+def _norm(node: fx.Node, features: int, constants: Mapping[fx.Node, Tensor]) -> Norm | None:
+    """The layer norm of vectors of so many features that a node is; None for anything else."""
+    if node.target is not aten.layer_norm.default:
+        return None
+    named = arguments_by_name(node)
+    learned = {name: named[name] for name in ("weight", "bias") if named[name] is not None}
+    if tuple(named["normalized_shape"]) != (features,) or not all(value in constants for value in learned.values()):
+        return None
+    weight, bias = (constants[learned[name]] if name in learned else None for name in ("weight", "bias"))
+    return Norm(weight, bias, named["eps"])
 
 
 def _weight(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Tensor | None:
@@ -124,20 +168,3 @@ def _weight(node: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Tensor | None
 def _is_pointwise(node: fx.Node) -> bool:
     named = arguments_by_name(node)
     return all(step == 1 for step in named["stride"]) and all(amount == 0 for amount in named["padding"])
-
-
-def _averaged_places(node: fx.Node) -> tuple[int, ...]:
-    """Dimensions over which a node averages everything; empty if it does not."""
-    if node.op != "call_function":
-        return ()
-    if node.target is aten.adaptive_avg_pool2d.default and node.meta["seen"].shape[2:] == (1, 1):
-        return (2, 3)
-    if node.target is aten.avg_pool2d.default and node.meta["seen"].shape[2:] == (1, 1):
-        named = arguments_by_name(node)
-        whole = tuple(named["kernel_size"]) == node.all_input_nodes[0].meta["seen"].shape[2:]
-        return (2, 3) if whole and not any(named["padding"]) else ()
-    if node.target is aten.mean.dim:
-        named = arguments_by_name(node)
-        dims = len(node.all_input_nodes[0].meta["seen"].shape)
-        return tuple(sorted(d % dims for d in named["dim"])) if named["dim"] else ()
-    return ()

@@ -143,9 +143,27 @@ def settled(points: Points) -> Points:
     return Points(points.index[place], trace[row], (strongest[row, rank] * scale[row]).float(), distinct=True)
 
 
-def is_vector(shape: torch.Size) -> bool:
-    """Whether an output has no more than one place: (N, D), or a map of one cell."""
-    return shape[2:].numel() == 1
+def is_vector(shape: Sequence[int | None]) -> bool:
+    """Whether an output has no more than one place: (N, D), or a map of one cell, (N, D, 1, 1) or (N, 1, 1, D)."""
+    return all(extent == 1 for extent in shape[2:]) or (len(shape) == 4 and shape[1] == shape[2] == 1)
+
+
+def by_vector(points: Points, features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the mass of points in vectors (M, `features`), summed for each target in each vector that it reaches.
+
+    Of V such pairs the target and the vector's row, int64 (V,), in this order; the mass, float32 (V, features); and
+    the same as what pulls: below 0 where a feature that is lower would speak for the target.
+    """
+    at = torch.div(points.index, features, rounding_mode="floor")
+    feature = points.index - at * features
+    key = points.trace * (at.amax() + 1 if len(at) else 1) + at
+    pair, row = torch.unique(key, return_inverse=True)
+    trace, vector = (torch.empty_like(pair).index_copy_(0, row, own) for own in (points.trace, at))
+    mass = points.mass.new_zeros(len(pair), features).index_put_((row, feature), points.mass, accumulate=True)
+    if points.low is None:
+        return trace, vector, mass, mass
+    pulling = torch.where(points.low, -points.mass, points.mass)
+    return trace, vector, mass, torch.zeros_like(mass).index_put_((row, feature), pulling, accumulate=True)
 
 
 def unravel(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ IN_PLACE: dict[Any, Any] = {
     aten.hardswish.default: aten.hardswish_.default,
     aten.silu.default: aten.silu_.default,
 }
+_LINEAR = (aten.linear.default,)
 _FRESH = (*CONVOLUTIONS, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
 """Operations whose output shares memory with nothing else."""
 
@@ -91,37 +92,74 @@ def _refuse_views_of_memory(graph: fx.Graph) -> None:
 
 
 def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
-    """Scale a convolution's weights by the batch norm that follows it, when nothing else reads the convolution."""
+    """Join each batch norm with the convolution or linear layer before it, or with the linear layers behind it."""
     for node in list(graph.nodes):
         if node.target is not aten.batch_norm.default:
             continue
         norm = arguments_by_name(node)
-        convolution = norm["input"]
-        if convolution.target not in CONVOLUTIONS or len(convolution.users) > 1:
+        if norm["running_mean"] not in constants or norm["running_var"] not in constants:
             continue
-        conv = arguments_by_name(convolution)
-        if conv["weight"] not in constants or norm["running_mean"] not in constants:
-            continue
-        weight = constants[conv["weight"]]
+        layer = norm["input"]
+        is_vector = len(node.meta["seen"].shape) == 2
+        if len(layer.users) == 1 and (layer.target in CONVOLUTIONS or (is_vector and layer.target in _LINEAR)):
+            _fold_into_layer_before(graph, constants, node, layer)
+        elif is_vector and all(
+            reader.target in _LINEAR and reader.args[0] is node and arguments_by_name(reader)["weight"] in constants
+            for reader in node.users
+        ):
+            _fold_into_layers_behind(graph, constants, node)
 
-        def value(name: fx.Node | None, otherwise: float, like: Tensor = weight) -> Tensor:
-            if name is None:
-                return like.new_full((like.shape[0],), otherwise, dtype=torch.float64)
-            return constants[name].double()
 
-        scale = value(norm["weight"], 1.0) / (value(norm["running_var"], 1.0) + norm["eps"]).sqrt()
-        shift = value(norm["bias"], 0.0) + (value(conv["bias"], 0.0) - value(norm["running_mean"], 0.0)) * scale
-        folded = (weight.double() * scale[:, None, None, None]).to(weight.dtype)
-        with graph.inserting_before(next(iter(graph.nodes))):
-            new_weight = graph.placeholder(f"{convolution.name}_folded_weight")
-            new_bias = graph.placeholder(f"{convolution.name}_folded_bias")
-        constants[new_weight] = folded
-        constants[new_bias] = shift.to(weight.dtype)
-        convolution.args = (conv["input"], new_weight, new_bias, *list(conv.values())[3:])
-        convolution.kwargs = {}
-        _take_modules(convolution, node)  # its output is the batch norm's now
-        node.replace_all_uses_with(convolution)
-        graph.erase_node(node)
+def _fold_into_layer_before(graph: fx.Graph, constants: Constants, node: fx.Node, layer: fx.Node) -> None:
+    """Scale a layer's weights by the batch norm that alone reads it."""
+    named = arguments_by_name(layer)
+    if named["weight"] not in constants:
+        return
+    weight = constants[named["weight"]]
+    scale, shift = _scale_and_shift(node, constants)
+    if named["bias"] is not None:
+        shift = shift + constants[named["bias"]].double() * scale
+    _reweigh(graph, constants, layer, weight.double() * scale.view(-1, *[1] * (weight.dim() - 1)), shift)
+    _take_modules(layer, node)  # its output is the batch norm's now
+    node.replace_all_uses_with(layer)
+    graph.erase_node(node)
+
+
+def _fold_into_layers_behind(graph: fx.Graph, constants: Constants, node: fx.Node) -> None:
+    """Scale the weights of the linear layers that alone read a batch norm of vectors."""
+    scale, shift = _scale_and_shift(node, constants)
+    for layer in list(node.users):
+        named = arguments_by_name(layer)
+        weight = constants[named["weight"]].double()
+        bias = weight @ shift
+        if named["bias"] is not None:
+            bias = bias + constants[named["bias"]].double()
+        _reweigh(graph, constants, layer, weight * scale, bias)
+        layer.replace_input_with(node, arguments_by_name(node)["input"])
+    graph.erase_node(node)
+
+
+def _scale_and_shift(node: fx.Node, constants: Constants) -> tuple[Tensor, Tensor]:
+    """What a batch norm multiplies each channel by, and what it adds then, float64."""
+    norm = arguments_by_name(node)
+    mean, variance = (constants[norm[name]].double() for name in ("running_mean", "running_var"))
+    scale = (variance + norm["eps"]).rsqrt()
+    if norm["weight"] is not None:
+        scale = scale * constants[norm["weight"]].double()
+    shift = -mean * scale
+    return scale, shift if norm["bias"] is None else shift + constants[norm["bias"]].double()
+
+
+def _reweigh(graph: fx.Graph, constants: Constants, layer: fx.Node, weight: Tensor, bias: Tensor) -> None:
+    """Give a layer other weights, of the type of its own."""
+    named = arguments_by_name(layer)
+    dtype = constants[named["weight"]].dtype
+    with graph.inserting_before(next(iter(graph.nodes))):
+        new_weight = graph.placeholder(f"{layer.name}_folded_weight")
+        new_bias = graph.placeholder(f"{layer.name}_folded_bias")
+    constants[new_weight], constants[new_bias] = weight.to(dtype), bias.to(dtype)
+    layer.args = (named["input"], new_weight, new_bias, *list(named.values())[3:])
+    layer.kwargs = {}
 
 
 def _take_modules(node: fx.Node, last: fx.Node) -> None:

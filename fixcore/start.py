@@ -11,14 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from fixcore.compiled import class_maps as compiled
-from fixcore.compiled.threads import is_compiled_for
+from fixcore.class_map import class_map_points
 from fixcore.errors import TargetError
 from fixcore.graph import Recording
 from fixcore.points import Points
 from fixcore.rules.linear import excitation
-from fixcore.rules.window import Window
-from fixcore.rules.winner import winning_inputs
 
 Contrast = Literal["mean", "softmax", "runner_up"]
 
@@ -96,62 +93,22 @@ def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | N
 def head_points(recording: Recording, start: Start, weight: Tensor, against: bool | None) -> tuple[fx.Node, Points]:
     """Begin on the map of features: at the places whose class-map value lies above its mean, one channel at each.
 
-    The class map of target t at place p is the sum over channels of weight times activation; the place's mass is
-    the excess over the map's mean, and its channel the one with the largest product (ties: the lowest). With one
-    place only, or one value everywhere, nothing lies above the mean: then every place counts the same. A vector of
-    features is followed as a linear layer follows a neuron.
+    See `class_map_points`. A vector of features is followed as a linear layer follows a neuron.
     """
     head = recording.graph.head
     assert head is not None
     value = recording.values[head.map]
-    by_place = head.by_place(value)
-    position = head.position(value.shape[1:], value.device)
     asked = (start.target >= 0).nonzero()[:, 0]
     image = start.image[asked]
-    weight = weight[asked].to(by_place.dtype)
-    per_image = value[0].numel()
-    if not head.places:
-        begun = _begun(image * per_image, asked, against)
-        product = begun.driving((by_place[image, 0] * weight)[torch.searchsorted(asked, begun.trace)])
-        spread = begun.spread(begun.index[:, None] + position[0], *excitation(product))
-        return head.map, spread.as_valued(value)
-    row, place, channel, share = places_above_mean(by_place, weight, image)
-    return head.map, Points(image[row] * per_image + position[place, channel], asked[row], share)
-
-
-def places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return where the class maps lie above their mean, target by target, and what is strongest there.
-
-    `by_place` is (N, L, D), `weight` (T, D), `image` int64 (T,). Of P such places: the target, int64 (P,), the place,
-    the channel with the largest product (ties: the lowest), and the place's share of its map's excess, float32. A map
-    that is nowhere above its mean has all of its places, in equal parts.
-    """
-    if is_compiled_for(by_place, weight):
-        return compiled.places_above_mean(by_place, weight, image)
-    return _places_above_mean(by_place, weight, image)
-
-
-def _places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    # twice as fast as with weight on the right
-    class_map = torch.bmm(weight[:, None], by_place.index_select(0, image).transpose(1, 2))[:, 0].float()
-    excess = (class_map - class_map.mean(1, keepdim=True)).clamp(min=0)
-    total = excess.sum(1, keepdim=True)
-    share = torch.where(total > 0, excess / total, 1.0 / excess.shape[1])
-    row, place = (share > 0).nonzero(as_tuple=True)
-    return row, place, _strongest_channel(by_place, weight, image[row], row, place), share[row, place]
-
-
-def _strongest_channel(by_place: Tensor, weight: Tensor, image: Tensor, row: Tensor, place: Tensor) -> Tensor:
-    """Return int64 (P,): of `by_place[image, place] * weight[row]`, (P, D), the largest; ties to the lowest.
-
-    As a convolution with a kernel per target would, so that nothing is copied.
-    """
-    places, features = by_place.shape[1:]
-    line = (int(places), 1)
-    window = Window(extent=line, out=line, kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-    at = (image * len(weight) + row) * places + place
-    found = winning_inputs(by_place[:, :, None], weight[:, None, None], at, window, 1, at_centre=True)
-    return torch.div(found, places, rounding_mode="floor") % features
+    weight = weight[asked].to(value.dtype)
+    if head.places:
+        return head.map, class_map_points(value, head.places, image, head.on_map(weight), asked)
+    begun = _begun(image * value[0].numel(), asked, against)
+    features = head.by_place(value)[image, 0]
+    product = begun.driving((features * weight)[torch.searchsorted(asked, begun.trace)])
+    position = head.position(value.shape[1:], value.device)
+    spread = begun.spread(begun.index[:, None] + position[0], *excitation(product))
+    return head.map, spread.as_valued(value)
 
 
 def neuron_points(recording: Recording, start: Start, against: bool | None) -> tuple[fx.Node, Points]:

@@ -27,7 +27,8 @@ def cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
     recording = graph.record(images)
     scores_of(recording.logits, target)
     value = recording.values[head.map]
-    map_ = (head.by_place(value) @ head.weight[target].to(value.dtype)[:, :, None])[:, :, 0].float()
+    weight = head.on_map(head.weight[target]).to(value.dtype)
+    map_ = (head.by_place(value) @ weight[:, :, None])[:, :, 0].float()
     rows, cols = (value.shape[d] for d in head.places)
     map_ = map_ - map_.amin(1, keepdim=True)
     return enlarged(map_.view(-1, rows, cols), images)

@@ -12,9 +12,12 @@ from torch import Tensor
 from fixcore.compiled.threads import on_all, on_threads, reordered
 from fixcore.compiled.windows import first_largest
 
+ROUNDING = 1e-6
+"""Of a class map's mean size: what lies no further above the mean is there by rounding alone."""
+
 
 def places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As `start.places_above_mean`, for float32 on a CPU."""
+    """As `class_map.places_above_mean`, for float32 on a CPU."""
     targets, (_, places, features) = len(weight), by_place.shape
     channel = torch.full((targets, places), -1)
     share = torch.empty(targets, places)
@@ -31,17 +34,19 @@ def _find(by_place: Any, weight: Any, image: Any, channel: Any, share: Any, begi
     product = np.empty(features, dtype=np.float32)
     for target in range(begin, end):
         own, factor, class_map = by_place[image[target]], weight[target], share[target]
-        added = np.float64(0)
+        added, size = np.float64(0), np.float64(0)
         for place in range(places):
             value = np.float32(0)
             for feature in range(features):
                 value += own[place, feature] * factor[feature]
             class_map[place] = value
             added += value
+            size += abs(value)
         mean = np.float32(added / places)
-        total = np.float32(0)
+        least, total = np.float32(size / places * ROUNDING), np.float32(0)
         for place in range(places):
-            class_map[place] = max(class_map[place] - mean, np.float32(0))
+            excess = class_map[place] - mean
+            class_map[place] = excess if excess > least else np.float32(0)
             total += class_map[place]
         for place in range(places):
             class_map[place] = class_map[place] / total if total > 0 else np.float32(1 / places)

@@ -5,10 +5,11 @@ linear        the exciting inputs
 pooling       the winner of a maximum, the strong cells of a mean
 attention     the token that was looked at
 elementwise   activations, sums, products
+normalization the same element; of a vector, what each feature added
 layout        views, concatenations, slices: the same element, elsewhere
 """
 
-from fixcore.rules import attention, convolution, elementwise, layout, linear, pooling
+from fixcore.rules import attention, convolution, elementwise, layout, linear, normalization, pooling
 from fixcore.rules.layout import LAYOUT
 from fixcore.rules.pooling import POOLS
 from fixcore.rules.table import MASS, PAPER, Options, rule
@@ -24,6 +25,7 @@ __all__ = [
     "elementwise",
     "layout",
     "linear",
+    "normalization",
     "pooling",
     "rule",
 ]

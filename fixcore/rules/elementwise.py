@@ -1,4 +1,4 @@
-"""Elementwise operations: activations and normalisation pass through, sums and products choose."""
+"""Elementwise operations: activations pass through, sums and products choose."""
 
 from __future__ import annotations
 
@@ -92,19 +92,6 @@ def scaled(visit: Visit, points: Points) -> Flow:
     """Stay; a negative factor makes low of high. Mass: kept whole."""
     factor = -1 if visit.node.target in _TURNS else visit.plain("other")
     return [(visit.source("self"), points.turned(factor < 0))]
-
-
-@rule(aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, aten.instance_norm.default)
-def normalised(visit: Visit, points: Points) -> Flow:
-    """Stay: normalisation rescales the element; a negative scale makes low of high. Mass: kept whole.
-
-    A batch norm behind a convolution never comes here, it is folded in at capture: with a negative scale the
-    convolution's winner would otherwise be its most inhibiting input.
-    """
-    if points.low is not None and visit.arguments["weight"] is not None:
-        scale = visit.tensor("weight").reshape(-1)
-        points = points.turned(scale[points.index % len(scale)] < 0)  # a vector: one element per channel
-    return [(visit.source("input"), points)]
 
 
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, keeps=("self", "other"))

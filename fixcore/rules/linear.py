@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fixcore.points import Points
+from fixcore.points import Points, is_vector
 from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ def exciting_inputs(visit: Visit, points: Points) -> Flow:
     token = torch.div(points.index, weight.shape[0], rounding_mode="floor")
     neuron = points.index - token * weight.shape[0]
     by_token = values.reshape(-1, inputs)
-    if values.dim() == 2 and not (visit.options.fc_to_map == "argmax" and comes_from_map(visit)):
+    if is_vector(values.shape) and not (visit.options.fc_to_map == "argmax" and comes_from_map(visit)):
         return [(visit.source("input"), shared_among_inputs(by_token, weight, token, neuron, points))]
     flow = []
     for part in parts(len(points), inputs):

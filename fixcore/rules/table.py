@@ -69,6 +69,11 @@ class Visit:
         assert isinstance(value, Tensor)
         return value
 
+    def again(self) -> Tensor:
+        """Return the node's own output, computed once more of arguments that the rule keeps."""
+        assert callable(self.node.target)
+        return self.node.target(**fx.node.map_arg(self.arguments, self.values.__getitem__))  # type: ignore[no-any-return]
+
     def once(self, make: Callable[[Visit, torch.Size], _Made], places: torch.Size) -> _Made:
         """Return `make(self, places)`, made at the first visit: what no recording changes, such as windows and weights.
 
@@ -98,6 +103,8 @@ class Entry:
 
     follow: Rule
     keeps: tuple[str, ...]
+    keeps_of_vectors: tuple[str, ...]
+    """Those that it reads only where the output is a vector."""
 
 
 class RuleTable(Mapping[Callable[..., Any], Entry]):
@@ -106,14 +113,16 @@ class RuleTable(Mapping[Callable[..., Any], Entry]):
     def __init__(self) -> None:
         self._entries: dict[Callable[..., Any], Entry] = {}
 
-    def __call__(self, *operations: Callable[..., Any], keeps: tuple[str, ...] = ()) -> Callable[[Rule], Rule]:
+    def __call__(
+        self, *operations: Callable[..., Any], keeps: tuple[str, ...] = (), keeps_of_vectors: tuple[str, ...] = ()
+    ) -> Callable[[Rule], Rule]:
         """Register a function as the rule of `operations`; `keeps` names the arguments whose values it reads."""
 
         def register(follow: Rule) -> Rule:
             for operation in operations:
                 if operation in self._entries:
                     raise ValueError(f"{operation} has a rule already: {self._entries[operation].follow.__name__}")
-                self._entries[operation] = Entry(follow, keeps)
+                self._entries[operation] = Entry(follow, keeps, keeps_of_vectors)
             return follow
 
         return register

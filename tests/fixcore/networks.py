@@ -119,7 +119,42 @@ class Recurrent(nn.Module):
         return self.fc(hidden)
 
 
-FAMILIES: tuple[type[nn.Module], ...] = (Plain, Residual, Inception, Dense, Attentive, Recurrent)
+class Channelwise(nn.Module):
+    """Depthwise convolutions, a pooled map whose features are normalised before the last layer (ConvNeXt)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 2, stride=2)
+        self.depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4)
+        self.norm = nn.LayerNorm(4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = F.adaptive_avg_pool2d(x + self.depthwise(F.gelu(x)), 1)
+        return self.fc(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).flatten(1))
+
+
+class Pooled(nn.Module):
+    """A pooled map read by hidden layers, each with a norm of its own kind (heads of MobileNetV3, RepViT, LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3, padding=1)
+        self.first, self.group = nn.Linear(4, 6), nn.GroupNorm(2, 4)
+        self.second, self.layer = nn.Linear(6, 6), nn.LayerNorm(6)
+        self.before, self.after = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.avg_pool2d(F.relu(self.stem(x)), (6, 8))
+        x = F.hardswish(self.after(self.first(self.group(x).flatten(1))))
+        return self.fc(self.before(F.relu(self.layer(self.second(x)))))
+
+
+FAMILIES: tuple[type[nn.Module], ...] = (
+    Plain, Residual, Inception, Dense, Attentive, Recurrent, Channelwise, Pooled,
+)  # fmt: skip
 
 
 def integer_network(family: type[nn.Module], seed: int) -> nn.Module:
@@ -127,11 +162,14 @@ def integer_network(family: type[nn.Module], seed: int) -> nn.Module:
     network = family().eval()
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             size = module.weight.shape
             module.weight.data = torch.randint(1, 3, size, generator=generator).float()
             module.bias.data = torch.randint(-1, 2, size, generator=generator).float()
             module.eps = 0.0
+        elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
+            for parameter in module.parameters():
+                parameter.data = torch.randint(-1, 3, parameter.shape, generator=generator).float()
         elif isinstance(module, nn.Conv2d | nn.Linear | nn.LSTMCell | nn.Embedding):
             for parameter in module.parameters(recurse=False):
                 parameter.data = torch.randint(-2, 3, parameter.shape, generator=generator).float()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +76,7 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
         if options.average_pool == "argmax" or head is None:
             begin = [(graph.logits, (image, wanted), 1.0)]
         else:
-            begin = class_map_start(head, values[head.map], image, head.weight[wanted])
+            begin = class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted))
         pixels: dict[tuple[int, int], float] = defaultdict(float)
         for node, at, mass in begin:
             for (_, _, row, col), part in walk(node, at, mass, answer).items():
@@ -89,12 +91,13 @@ def net_fixations(
 ) -> dict[Any, float]:
     """(row, col) -> mass of one image: node by node, everything that meets at an element added up.
 
-    Vectors are followed for what makes the logit high, less what makes it low; where they end, half goes on.
+    Vectors are followed for what makes the logit high, less what makes it low; where they end, half goes on, and where
+    they are the average of a map, what lies above the mean of the map that they weigh.
     """
     aten, head = torch.ops.aten, graph.head
     held: dict[fx.Node, dict[tuple[tuple[int, ...], bool | None], float]] = defaultdict(lambda: defaultdict(float))
     if head is not None and head.places:
-        for node, at, mass in class_map_start(head, values[head.map], image, head.weight[wanted]):
+        for node, at, mass in class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted)):
             held[node][at, None] += mass
     else:
         held[graph.logits] = {((image, wanted), False): 1.0, ((image, wanted), True): against}
@@ -103,7 +106,20 @@ def net_fixations(
         here = held.pop(node, {})
         if not here:
             continue
-        is_vector = values[node].dim() == 2 or values[node].shape[2:] == (1, 1)
+        is_vector = is_one_place(values[node])
+        if is_vector and any(low is not None for _, low in here):
+            for_it = sum(mass for mass in summed((at, mass) for (at, _), mass in here.items()).values() if mass > 0)
+            pulls = summed((at, -mass if low else mass) for (at, low), mass in here.items())
+            (source, *_) = node.all_input_nodes
+            if node.target in AVERAGES and not is_one_place(values[source]):
+                if for_it > 0:
+                    for place, mass in common_class_map(source, values[source], values[node], image, pulls):
+                        held[source][place, None] += mass * for_it
+                continue
+            if node.target in NORMS:
+                for place, mass in undone(node, values, pulls).items():
+                    held[source][place, bool(values[source][place] < 0)] += mass
+                continue
         ends = not (is_vector or node.target in moves) or node.target is aten.mean.dim
         if ends and any(low is not None for _, low in here):
             kept = strongest_half({at: mass for (at, _), mass in here.items()})
@@ -123,8 +139,64 @@ def net_fixations(
     return {pixel: mass / total for pixel, mass in pixels.items()}
 
 
+AVERAGES = (torch.ops.aten.mean.dim, torch.ops.aten.avg_pool2d.default, torch.ops.aten.adaptive_avg_pool2d.default)
+NORMS = (torch.ops.aten.layer_norm.default, torch.ops.aten.group_norm.default)
+
+
+def summed(parts: Iterable[tuple[tuple[int, ...], float]]) -> dict[tuple[int, ...], float]:
+    found: dict[tuple[int, ...], float] = defaultdict(float)
+    for key, part in parts:
+        found[key] += part
+    return found
+
+
+def is_one_place(value: Tensor) -> bool:
+    return value.dim() == 2 or value.shape[2:] == (1, 1) or (value.dim() == 4 and value.shape[1:3] == (1, 1))
+
+
+def weight_on_map(head: Any, wanted: int) -> Tensor:
+    """The class's weights of the map: behind a layer norm scaled as it scales, less their mean."""
+    weight = head.weight[wanted]
+    if head.norm is None:
+        return weight
+    scaled = weight * head.norm.weight
+    return scaled - scaled.mean()
+
+
+def common_class_map(
+    source: fx.Node, value: Tensor, pooled: Tensor, image: int, pulls: dict[tuple[int, ...], float]
+) -> list[tuple[tuple[int, ...], float]]:
+    """Evidence per unit of each pooled feature, as weights of the map at each place."""
+    weight = torch.zeros(pooled[image].numel(), dtype=torch.float64)
+    for at, pull in pulls.items():
+        feature = max(at[1:])  # all other places are 0
+        weight[feature] = pull / abs(float(pooled[at])) if pooled[at] != 0 else 0.0
+    return [(place, mass) for _, place, mass in class_map_start(source, value, image, weight)]
+
+
+def undone(node: fx.Node, values: Any, pulls: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+    """What each input of a normalised vector added: x times the slope of what is wanted, the statistics held fixed."""
+    named = arguments_by_name(node)
+    read, result = values[named["input"]].double(), values[node]
+    groups = named["num_groups"] if node.target is torch.ops.aten.group_norm.default else 1
+    found = {}
+    for image in {at[0] for at in pulls}:
+        own = {at: pulls.get(at, 0.0) for at in itertools.product([image], *map(range, result.shape[1:]))}
+        scale = values[named["weight"]].flatten().tolist()
+        for group in range(groups):
+            places = list(own)[group * len(own) // groups : (group + 1) * len(own) // groups]
+            spread = math.sqrt(float(torch.stack([read[at] for at in places]).var(correction=0)) + named["eps"])
+            slope = {
+                at: (own[at] / abs(float(result[at])) if result[at] != 0 else 0.0) * scale[list(own).index(at)] / spread
+                for at in places
+            }
+            level = sum(slope.values()) / len(slope)
+            found.update({at: float(read[at]) * (slope[at] - level) for at in places})
+    return {at: mass for at, mass in found.items() if mass != 0}
+
+
 def class_map_start(
-    head: Any, value: Tensor, image: int, weight: Tensor
+    node: fx.Node, value: Tensor, image: int, weight: Tensor
 ) -> list[tuple[fx.Node, tuple[int, ...], float]]:
     """Places whose class-map value lies above its mean, at the channel with the largest product."""
     is_map = value.dim() == 4  # (N, D, H, W); else tokens (N, L, D)
@@ -143,7 +215,7 @@ def class_map_start(
     begin = []
     for place, excess in above.items():
         own = products(place)
-        begin.append((head.map, element(place, own.index(max(own))), excess / sum(above.values())))
+        begin.append((node, element(place, own.index(max(own))), excess / sum(above.values())))
     return begin
 
 

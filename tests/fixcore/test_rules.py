@@ -199,7 +199,8 @@ def test_low_and_high_are_as_the_derivative_says(operation, arguments, constants
     for source, moved in flow:
         position = next(i for i, at in enumerate(case.visit.node.args) if at is source)
         assert moved.low is not None
-        for trace, index, low in zip(moved.trace, moved.index, moved.low, strict=True):
+        followed = moved.low ^ (moved.mass < 0)  # mass below 0: what was followed speaks against
+        for trace, index, low in zip(moved.trace, moved.index, followed, strict=True):
             pushed = arguments[position].clone()
             pushed.view(-1)[index] += -0.01 if low else 0.01
             change = operation(*arguments[:position], pushed, *arguments[position + 1 :]) - case.result
