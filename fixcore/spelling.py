@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,6 +27,8 @@ def spell_alike(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             _one_output(graph, node)
+        elif node.target in _PHRASES:
+            _PHRASES[node.target](graph, node)
         elif node.target in _WORDS:
             same = _WORDS[node.target](arguments_by_name(node))
             if same is not None:
@@ -154,10 +157,13 @@ _OUTPUTS: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
 
 
 def _convolution(named: dict[str, Any]) -> Same | None:
-    if named["transposed"] or len(named["stride"]) != 2:
+    if len(named["stride"]) != 2:
         return None
-    keys = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-    return aten.conv2d.default, tuple(named[key] for key in keys)
+    keys = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
+    if named["transposed"]:
+        keys[5:] = ["output_padding", "groups", "dilation"]
+    operation = aten.conv_transpose2d.input if named["transposed"] else aten.conv2d.default
+    return operation, tuple(named[key] for key in keys)
 
 
 def _mean_of_all(places: int) -> Callable[[dict[str, Any]], Same | None]:
@@ -179,6 +185,15 @@ def _restrided(named: dict[str, Any]) -> Same | None:
     return (aten.alias.default, (source,)) if is_same and is_in_order and not named["storage_offset"] else None
 
 
+def _copied(named: dict[str, Any]) -> Same | None:
+    """What is written over all of a tensor (`x[...] = y`)."""
+    whole, written = named["self"].meta["seen"], named["src"].meta["seen"]
+    if whole.dtype != written.dtype or len(whole.shape) != len(written.shape):
+        return None
+    extents = [-1 if own == extent else extent for own, extent in zip(written.shape, whole.shape, strict=True)]
+    return None if None in extents else (aten.expand.default, (named["src"], extents))
+
+
 _WORDS: dict[Any, Callable[[dict[str, Any]], Same | None]] = {
     aten.relu6.default: lambda named: (aten.hardtanh.default, (named["self"], 0.0, 6.0)),
     aten.clamp_max.default: lambda named: (aten.clamp.default, (named["self"], None, named["max"])),
@@ -186,6 +201,7 @@ _WORDS: dict[Any, Callable[[dict[str, Any]], Same | None]] = {
     aten.min.other: lambda named: (aten.minimum.default, (named["self"], named["other"])),
     aten.square.default: lambda named: (aten.pow.Tensor_Scalar, (named["self"], 2)),
     aten.convolution.default: _convolution,
+    aten.copy.default: _copied,
     aten.adaptive_avg_pool1d.default: _mean_of_all(1),
     aten.adaptive_avg_pool3d.default: _mean_of_all(3),
     aten.as_strided.default: _restrided,
@@ -194,3 +210,61 @@ _WORDS: dict[Any, Callable[[dict[str, Any]], Same | None]] = {
     aten._adaptive_avg_pool2d.default: lambda named: (aten.adaptive_avg_pool2d.default, tuple(named.values())),
 }
 """Operations that are another one by a name of its own."""
+
+
+def _said(
+    graph: fx.Graph, like: fx.Node, operation: Any, arguments: tuple[Any, ...], shape: tuple[Any, ...]
+) -> fx.Node:
+    """Add an operation in the place of `like`, of whose results it has the type."""
+    node = graph.call_function(operation, arguments)
+    node.meta = {**like.meta, "seen": replace(like.meta["seen"], shape=tuple(shape))}
+    return node
+
+
+def _along_one_axis(operation: Any, pairs: tuple[str, ...]) -> Callable[[fx.Graph, fx.Node], None]:
+    """Return how an operation along one axis is said: `operation` on maps of one row.
+
+    `pairs` names the arguments of which it takes two; what is true of the axis is 1, or 0, of the row.
+    """
+
+    def rewrite(graph: fx.Graph, node: fx.Node) -> None:
+        named = arguments_by_name(node)
+        for name in pairs:
+            if isinstance(named[name], list) and named[name]:
+                named[name] = [0 if name == "padding" else 1, *named[name]]
+        with graph.inserting_before(node):
+            for name, given in named.items():
+                if isinstance(given, fx.Node) and len(given.meta["seen"].shape) == 3:
+                    *outer, length = given.meta["seen"].shape
+                    named[name] = _said(graph, given, aten.unsqueeze.default, (given, 2), (*outer, 1, length))
+            *outer, length = node.meta["seen"].shape
+            on_maps = _said(graph, node, operation, tuple(named.values()), (*outer, 1, length))
+        (node.target, node.args), node.kwargs = (aten.squeeze.dim, (on_maps, 2)), {}
+
+    return rewrite
+
+
+def _product_added(graph: fx.Graph, node: fx.Node) -> None:
+    """Say a sum with a product, or with a quotient, as these two."""
+    operation = aten.mul.Tensor if node.target is aten.addcmul.default else aten.div.Tensor
+    named = arguments_by_name(node)
+    factors = (named["tensor1"], named["tensor2"])
+    one, other = (list(factor.meta["seen"].shape) for factor in factors)
+    extents = [1] * abs(len(one) - len(other))
+    longer, shorter = (one, extents + other) if len(one) > len(other) else (other, extents + one)
+    shape = tuple(b if a == 1 else a for a, b in zip(longer, shorter, strict=True))
+    with graph.inserting_before(node):
+        product = _said(graph, node, operation, factors, shape)
+    alpha = {} if named["value"] == 1 else {"alpha": named["value"]}
+    node.target, node.args, node.kwargs = aten.add.Tensor, (named["self"], product), alpha
+
+
+_PHRASES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+    aten.conv1d.default: _along_one_axis(aten.conv2d.default, ("stride", "padding", "dilation")),
+    aten.conv1d.padding: _along_one_axis(aten.conv2d.padding, ("stride", "dilation")),
+    aten.avg_pool1d.default: _along_one_axis(aten.avg_pool2d.default, ("kernel_size", "stride", "padding")),
+    aten.max_pool1d.default: _along_one_axis(aten.max_pool2d.default, ("kernel_size", "stride", "padding", "dilation")),
+    aten.addcmul.default: _product_added,
+    aten.addcdiv.default: _product_added,
+}
+"""Operations that are said as several."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -102,6 +102,88 @@ def convolution(given: dict[str, Any], at: tuple[int, ...], options: Options) ->
         middle = out * stride[axis] - padding[axis] + dilation[axis] * (kernel[axis] - 1) // 2
         centre.append(min(max(middle, 0), image.shape[2 + axis] - 1))
     return {("input", (n, winner, *centre)): 1.0}
+
+
+@oracle(aten.conv_transpose2d.input)
+def transposed_convolution(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    """Each cell adds its value times the kernel from `cell * stride - padding` on; between cells lie zeros."""
+    image, weight = given["input"], given["weight"]
+    n, out_channel, *out = at
+    stride, padding, dilation = (pair(given[name]) for name in ("stride", "padding", "dilation"))
+    extent, kernel = image.shape[2:], tuple(weight.shape[2:])
+    of_group = weight.shape[0] // given["groups"]
+    first = out_channel // weight.shape[1] * of_group
+    reach = [[(extent[a] - 1) * stride[a] + 1, dilation[a] * (kernel[a] - 1)] for a in (0, 1)]
+
+    def added(channel: int) -> list[tuple[tuple[int, int], float]]:
+        """What lies under the mirrored kernel, from the upper left on: a cell's product, or nothing."""
+        found = []
+        for tap in itertools.product(*(range(side - 1, -1, -1) for side in kernel)):
+            row, col = (out[a] + padding[a] - tap[a] * dilation[a] for a in (0, 1))
+            if 0 <= row < reach[0][0] and 0 <= col < reach[1][0]:
+                value = 0.0
+                if row % stride[0] == 0 and col % stride[1] == 0:
+                    own = weight[channel, out_channel % weight.shape[1], *tap]
+                    value = float(image[n, channel, row // stride[0], col // stride[1]] * own)
+                found.append(((row, col), value))
+        return found
+
+    channels = range(first, first + of_group)
+    winner = first_best([(channel, sum(value for _, value in added(channel))) for channel in channels])
+    middle = [out[a] + padding[a] - reach[a][1] + reach[a][1] // 2 for a in (0, 1)]
+    place = [min(max(middle[a], 0), reach[a][0] - 1) for a in (0, 1)]
+    if options.location == "argmax":  # under a kernel that lies off the map: nearest to its upper left
+        corner = [min(max(out[a] + padding[a] - reach[a][1], 0), reach[a][0] - 1) for a in (0, 1)]
+        place = list(first_best(added(winner))) if added(winner) else corner
+    cell = [min((place[a] + stride[a] // 2) // stride[a], extent[a] - 1) for a in (0, 1)]
+    return {("input", (n, winner, *cell)): 1.0}
+
+
+@oracle(aten.im2col.default)
+def patches(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    n, element, patch = at
+    for channel, tap, number, row, col in every_patch(given, given["self"].shape[2:], given["self"].shape[1]):
+        if (tap, number) == (element, patch):
+            height, width = given["self"].shape[2:]
+            row, col = min(max(row, 0), height - 1), min(max(col, 0), width - 1)
+            return {("self", (n, channel, row, col)): 1.0}
+    raise AssertionError("in no patch")
+
+
+@oracle(aten.col2im.default)
+def patches_together(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    n, *pixel = at
+    extent, channels = given["result"].shape[2:], given["result"].shape[1]
+    terms = [
+        ((n, tap, number), float(given["self"][n, tap, number]))
+        for channel, tap, number, row, col in every_patch(given, extent, channels)
+        if [channel, row, col] == pixel
+    ]
+    return {("self", first_best(terms)): 1.0}
+
+
+def every_patch(given: dict[str, Any], extent: Any, channels: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Channel, element of the patch, number of the patch, row and column of every element of every patch."""
+    kernel, dilation, padding, stride = (pair(given[name]) for name in ("kernel_size", "dilation", "padding", "stride"))
+    first: list[list[int]] = []
+    for axis in (0, 1):
+        last = extent[axis] + padding[axis] - dilation[axis] * (kernel[axis] - 1)
+        first.append(list(range(-padding[axis], last, stride[axis])))
+    for element, (channel, i, j) in enumerate(itertools.product(range(channels), range(kernel[0]), range(kernel[1]))):
+        for number, (row, col) in enumerate(itertools.product(*first)):
+            yield channel, element, number, row + i * dilation[0], col + j * dilation[1]
+
+
+@oracle(aten.slice_scatter.default, aten.select_scatter.default)
+def overwritten(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    dim = given["dim"] % len(at)
+    places = list(range(given["self"].shape[dim]))
+    if "index" in given:
+        return {("src", (*at[:dim], *at[dim + 1 :])): 1.0} if at[dim] == places[given["index"]] else {("self", at): 1.0}
+    written = places[given["start"] : given["end"] : given["step"]]
+    if at[dim] not in written:
+        return {("self", at): 1.0}
+    return {("src", (*at[:dim], written.index(at[dim]), *at[dim + 1 :])): 1.0}
 
 
 @oracle(aten.linear.default)
@@ -322,15 +404,21 @@ def matmul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arro
 @oracle(aten.scaled_dot_product_attention.default)
 def attention(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     query, key, value = given["query"], given["key"], given["value"]
-    *head, row, feature = at
+    *whole, row, feature = at
+    of_query, of_key, head = (
+        [place // (extent // own) for place, extent, own in zip(whole, given["result"].shape, part.shape, strict=False)]
+        for part in (query, key, value)
+    )
     scale = given["scale"] or 1 / math.sqrt(query.shape[-1])
     scores = []
     for token in range(key.shape[-2]):
-        score = scale * sum(float(query[(*head, row, e)] * key[(*head, token, e)]) for e in range(query.shape[-1]))
+        score = scale * sum(
+            float(query[(*of_query, row, e)] * key[(*of_key, token, e)]) for e in range(query.shape[-1])
+        )
         if given["is_causal"] and token > row:
             score = -math.inf
         if given["attn_mask"] is not None:
-            allowed = given["attn_mask"][broadcast_from((*head, row, token), given["attn_mask"].shape)]
+            allowed = given["attn_mask"][broadcast_from((*whole, row, token), given["attn_mask"].shape)]
             score = (score if allowed else -math.inf) if allowed.dtype == torch.bool else score + float(allowed)
         scores.append(score)
     total = sum(math.exp(score - max(scores)) for score in scores)

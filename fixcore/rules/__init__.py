@@ -7,9 +7,10 @@ attention     the token that was looked at
 elementwise   activations, sums, products
 normalization the same element; of a vector, what each feature added
 layout        views, concatenations, slices: the same element, elsewhere
+patches       the pixel that a patch holds, the patch that adds most
 """
 
-from fixcore.rules import attention, convolution, elementwise, layout, linear, normalization, pooling
+from fixcore.rules import attention, convolution, elementwise, layout, linear, normalization, patches, pooling
 from fixcore.rules.layout import LAYOUT
 from fixcore.rules.pooling import POOLS
 from fixcore.rules.table import MASS, PAPER, Options, rule
@@ -26,6 +27,7 @@ __all__ = [
     "layout",
     "linear",
     "normalization",
+    "patches",
     "pooling",
     "rule",
 ]

@@ -50,7 +50,7 @@ def strongest_term(visit: Visit, points: Points) -> Flow:
         followed = followed if looks[0] == looks[1] else [not look for look in looks]
     if left.dim() == 2 and followed == [True, False]:
         return [(sources[0], shared_among_inputs(left, right.T, row, col, points))]
-    of_left, of_right = _own(batch, left), _own(batch, right)
+    of_left, of_right = (_own(batch, matrix, visit.shape) for matrix in (left, right))
     columns = right.transpose(-1, -2)
     term = torch.arange(left.shape[-1], device=left.device)
     flow: list[tuple[fx.Node, Points]] = []
@@ -73,12 +73,9 @@ def strongest_term(visit: Visit, points: Points) -> Flow:
 def strongest_value(visit: Visit, points: Points) -> Flow:
     """Go to the token whose attention times value is largest, and there to the value; ties to the lowest token.
 
-    The attention is computed again, for the queries of the points alone. Mass: kept whole.
-
-    Raises ValueError for grouped queries.
+    The attention is computed again, for the queries of the points alone. Heads may share keys and values: all of them,
+    or so many in a row (grouped queries). Mass: kept whole.
     """
-    if visit.plain("enable_gqa"):
-        raise ValueError(f"{visit.node.name}: attention of grouped queries is not traced")
     query, key, value = (visit.tensor(name) for name in ("query", "key", "value"))
     scale = visit.plain("scale")
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
@@ -87,18 +84,19 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
     looking = torch.div(points.index, visit.shape[-1], rounding_mode="floor")
     feature = points.index - looking * visit.shape[-1]
     query_at, which = torch.unique(looking, return_inverse=True)
-    place = unravel(query_at, query.shape[:-1])
+    place = unravel(query_at, visit.shape[:-1])
     attention = torch.empty(len(query_at), len(token), device=query.device)
     for part in parts(len(query_at), key[0, 0].numel()):
         own = tuple(at[part] for at in place)
-        score = (key[own[:-1]] @ query[own][:, :, None])[:, :, 0].float() * scale
+        of_key, of_query = (tuple(_own(list(own[:-1]), matrix, visit.shape)) for matrix in (key, query))
+        score = (key[of_key] @ query[(*of_query, own[-1])][:, :, None])[:, :, 0].float() * scale
         if visit.plain("is_causal"):
             score = score.masked_fill(token > own[-1][:, None], -torch.inf)
         if mask is not None:
-            allowed = mask.expand(*query.shape[:-1], len(token))[own]
+            allowed = mask.expand(*visit.shape[:-1], len(token))[own]
             score = score.masked_fill(~allowed, -torch.inf) if mask.dtype == torch.bool else score + allowed
         attention[part] = score.softmax(1)
-    head = [at[which] for at in place[:-1]]
+    head = _own([at[which] for at in place[:-1]], value, visit.shape)
     by_feature = value.transpose(-1, -2)
     index = torch.empty_like(feature)
     for part in parts(len(points), len(token)):
@@ -120,8 +118,11 @@ def _is_attention(node: fx.Node) -> bool:
     return False
 
 
-def _own(batch: list[Tensor], matrix: Tensor) -> list[Tensor]:
-    """Coordinates in the batch dimensions of a matrix that may have been broadcast."""
+def _own(batch: list[Tensor], matrix: Tensor, whole: torch.Size) -> list[Tensor]:
+    """Coordinates in the batch dimensions of a matrix, which those of `whole` may share: all, or some in a row."""
     extents = matrix.shape[:-2]
-    own = batch[len(batch) - len(extents) :]
-    return [torch.zeros_like(at) if extent == 1 else at for at, extent in zip(own, extents, strict=True)]
+    skipped = len(batch) - len(extents)
+    return [
+        torch.div(at * extent, of_result, rounding_mode="floor")
+        for at, extent, of_result in zip(batch[skipped:], extents, whole[skipped:-2], strict=True)
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fixcore.points import Points, unravel
+from fixcore.points import Points, ravel, unravel
 from fixcore.rules.linear import shared_among_inputs
 from fixcore.rules.table import Flow, Visit, rule
 from fixcore.rules.window import Pair, Window, pair
@@ -40,6 +40,27 @@ def winning_channel(visit: Visit, points: Points) -> Flow:
     return [(visit.source("input"), points.moved(index))]
 
 
+@rule(aten.conv_transpose2d.input, keeps=("input",))
+def winning_channel_spread(visit: Visit, points: Points) -> Flow:
+    """Transposed convolution: as a convolution over the map with zeros between its cells, the kernel mirrored.
+
+    From a zero the point goes to the nearest cell, from half-way to the lower right one. Mass: kept whole.
+    """
+    image, source = visit.tensor("input"), visit.source("input")
+    stride = pair(visit.plain("stride"))
+    window, kernels, groups = visit.once(_mirrored_kernels, image.shape[2:])
+    spread = image.new_zeros(*image.shape[:2], *window.extent)
+    spread[:, :, :: stride[0], :: stride[1]] = image
+    at_centre = visit.options.location == "same"
+    index = winning_inputs(spread.permute(0, 2, 3, 1), kernels, points.index, window, groups, at_centre=at_centre)
+    *channel, row, col = unravel(index, spread.shape)
+    cell = [
+        torch.div(at + step // 2, step, rounding_mode="floor").clamp(max=extent - 1)
+        for at, step, extent in zip((row, col), stride, image.shape[2:], strict=True)
+    ]
+    return [(source, points.moved(ravel([*channel, *cell], image.shape)))]
+
+
 def _as_linear_layer(visit: Visit, points: Points, window: Window) -> Flow:
     """Follow a convolution whose one output place sees every input place by the rule of linear layers."""
     image, weight, groups = visit.tensor("input"), visit.tensor("weight"), visit.plain("groups")
@@ -64,6 +85,25 @@ def _sliding_kernels(visit: Visit, extent: torch.Size) -> tuple[Window, Tensor, 
         dilation=dilation,
     )
     return window, weight.permute(0, 2, 3, 1), visit.plain("groups")
+
+
+def _mirrored_kernels(visit: Visit, extent: torch.Size) -> tuple[Window, Tensor, int]:
+    """Return the same of a transposed convolution, over its input with zeros between the cells."""
+    weight, groups = visit.tensor("weight"), visit.plain("groups")
+    kernel, dilation = pair(weight.shape[2:]), pair(visit.plain("dilation"))
+    stride, padding = pair(visit.plain("stride")), pair(visit.plain("padding"))
+    rows, cols = ((side - 1) * step + 1 for side, step in zip(extent, stride, strict=True))
+    above, left = (step * (side - 1) - cut for step, side, cut in zip(dilation, kernel, padding, strict=True))
+    window = Window(
+        extent=(rows, cols),
+        out=pair(visit.shape[2:]),
+        kernel=kernel,
+        stride=(1, 1),
+        padding=(above, left),
+        dilation=dilation,
+    )
+    by_group = weight.view(groups, -1, *weight.shape[1:]).flip(3, 4)  # (G, C of a group, O of a group, kh, kw)
+    return window, by_group.permute(0, 2, 3, 4, 1).flatten(0, 1).contiguous(), groups
 
 
 def _padding(visit: Visit, kernel: Pair, dilation: Pair) -> Pair:

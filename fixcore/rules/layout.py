@@ -45,7 +45,10 @@ _COPIES = (
 )
 _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 _RESIZES = (aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
-LAYOUT = frozenset({*_RESHAPES, *_VIEWS, *_COPIES, *_PADS, *_RESIZES, aten.cat.default, aten.stack.default})
+LAYOUT = frozenset({
+    *_RESHAPES, *_VIEWS, *_COPIES, *_PADS, *_RESIZES, aten.cat.default, aten.stack.default,
+    aten.slice_scatter.default, aten.select_scatter.default, aten.im2col.default,
+})  # fmt: skip
 """Operations whose rules look up where an element was read from, and choose nothing."""
 
 
@@ -130,6 +133,27 @@ def _ownership(extents: tuple[int, ...], device: torch.device) -> Tensor:
     sizes = torch.tensor(extents)
     table = torch.stack([torch.arange(len(extents)), sizes.cumsum(0) - sizes, sum(extents) - sizes])
     return table.repeat_interleave(sizes, 1).to(device)
+
+
+@rule(aten.slice_scatter.default, aten.select_scatter.default)
+def written_part(visit: Visit, points: Points) -> Flow:
+    """Part of a tensor overwritten: what was written there, else what was left. Mass: kept whole."""
+    dim = visit.plain("dim") % len(visit.shape)
+    extent = visit.shape[dim]
+    if visit.node.target is aten.select_scatter.default:
+        written = [visit.plain("index") % extent]
+    else:
+        written = list(range(extent))[slice(*(visit.plain(name) for name in ("start", "end", "step")))]
+    number = torch.full((extent,), -1, device=points.index.device)
+    number[written] = torch.arange(len(written), device=points.index.device)
+    place = list(unravel(points.index, visit.shape))
+    own = number[place[dim]]
+    place[dim] = own.clamp(min=0)
+    if visit.node.target is aten.select_scatter.default:
+        del place[dim]
+    source = visit.source("src")
+    moved = points.moved(ravel(place, visit.shapes[source]), apart=False)
+    return [(visit.source("self"), points.where(own < 0)), (source, moved.where(own >= 0))]
 
 
 @rule(aten.stack.default)

@@ -24,7 +24,9 @@ class OneNode:
     names: dict[fx.Node, list[str]]
 
 
-def one_node(operation: Any, *arguments: Any, options: Options, constants: tuple[int, ...] = (1, 2)) -> OneNode:
+def one_node(
+    operation: Any, *arguments: Any, options: Options, constants: tuple[int, ...] = (1, 2), **rest: Any
+) -> OneNode:
     """Build a graph of one operation. Arguments in positions `constants` that are tensors count as weights."""
     graph = fx.Graph()
     values: dict[fx.Node, Any] = {}
@@ -43,9 +45,9 @@ def one_node(operation: Any, *arguments: Any, options: Options, constants: tuple
             built.append([placeholder(part, f"part{position}_{i}", False) for i, part in enumerate(value)])
         else:
             built.append(placeholder(value, f"argument{position}", position in constants))
-    node = graph.call_function(operation, tuple(built))
+    node = graph.call_function(operation, tuple(built), rest)
     # An operation that overwrites its input gets a copy: the rule sees what was recorded.
-    result = operation(*[value.clone() if isinstance(value, Tensor) else value for value in arguments])
+    result = operation(*[value.clone() if isinstance(value, Tensor) else value for value in arguments], **rest)
     node.meta.update(is_constant=False, position=len(values))
     named = arguments_by_name(node)
     shapes = {at: value.shape for at, value in values.items()} | {node: result.shape}

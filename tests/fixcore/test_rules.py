@@ -524,10 +524,15 @@ def test_attention_says_where_and_the_value_is_followed(looks):
     keys=st.integers(1, 4),
     mask=st.sampled_from(["none", "bool", "float", "causal"]),
     scale=st.sampled_from([None, 0.5]),
+    heads=st.sampled_from(["own", "one", "in a row"]),
 )
-def test_attention(seed, shape, keys, mask, scale):
-    query, key = integers(seed, *shape, 2), integers(seed + 1, *shape[:2], keys, 2)
-    value = integers(seed + 2, *shape[:2], keys, 3)
+def test_attention(seed, shape, keys, mask, scale, heads):
+    """Each head with keys and values of its own, one for all heads, or one for every two in a row."""
+    several = {"own": 1, "one": 3, "in a row": 2}[heads]
+    of_key = (shape[0], 1 if heads == "one" else shape[1])
+    shape = (shape[0], of_key[1] * several, shape[2])
+    query, key = integers(seed, *shape, 2), integers(seed + 1, *of_key, keys, 2)
+    value = integers(seed + 2, *of_key, keys, 3)
     given_mask = None
     if mask == "bool":
         given_mask = integers(seed + 3, shape[2], keys) > 0
@@ -535,10 +540,74 @@ def test_attention(seed, shape, keys, mask, scale):
     elif mask == "float":
         given_mask = integers(seed + 3, shape[0], 1, shape[2], keys)
     arguments = (query, key, value, given_mask, 0.0, mask == "causal")
-    case = one_node(aten.scaled_dot_product_attention.default, *arguments, options=MASS, constants=(3,))
-    case.given["scale"] = scale
-    object.__setattr__(case.visit, "arguments", {**case.visit.arguments, "scale": scale})
+    rest = {"scale": scale, "enable_gqa": heads == "in a row"}
+    case = one_node(aten.scaled_dot_product_attention.default, *arguments, options=MASS, constants=(3,), **rest)
     check_against_oracle(case)
+
+
+@quick
+@given(
+    seed=seeds,
+    options=options,
+    groups=st.integers(1, 2),
+    channels=st.integers(1, 3),
+    outs=st.integers(1, 2),
+    extent=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    kernel=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    extra=st.integers(0, 1),
+    dilation=st.integers(1, 2),
+)
+def test_transposed_convolution(
+    seed, options, groups, channels, outs, extent, kernel, stride, padding, extra, dilation
+):
+    for axis in (0, 1):
+        assume((extent[axis] - 1) * stride[axis] - 2 * padding[axis] + dilation * (kernel[axis] - 1) + extra >= 0)
+        assume(extra < max(stride[axis], dilation))
+    image = integers(seed, 2, groups * channels, *extent)
+    weight = integers(seed + 1, groups * channels, outs, *kernel)
+    arguments = (image, weight, None, list(stride), list(padding), [extra, extra], groups, [dilation, dilation])
+    check_against_oracle(one_node(aten.conv_transpose2d.input, *arguments, options=options))
+
+
+@quick
+@given(
+    seed=seeds,
+    extent=st.tuples(st.integers(3, 5), st.integers(3, 6)),
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    dilation=st.integers(1, 2),
+    padding=st.integers(0, 1),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+)
+def test_patches(seed, extent, kernel, dilation, padding, stride):
+    sizes = ([*kernel], [dilation], [padding], [*stride])
+    assume(all(side + 2 * padding > dilation * (own - 1) for side, own in zip(extent, kernel, strict=True)))
+    case = one_node(aten.im2col.default, integers(seed, 2, 2, *extent), *map(pairs, sizes), options=MASS)
+    check_against_oracle(case)
+    covered = aten.col2im.default(torch.ones_like(case.result), list(extent), *map(pairs, sizes)) > 0
+    assume(bool(covered.all()))
+    patches = integers(seed, *case.result.shape)
+    check_against_oracle(one_node(aten.col2im.default, patches, list(extent), *map(pairs, sizes), options=MASS))
+
+
+def pairs(sizes: list[int]) -> list[int]:
+    return sizes * 2 if len(sizes) == 1 else sizes
+
+
+@pytest.mark.parametrize(
+    ("operation", "shape", "rest"),
+    [
+        (aten.slice_scatter.default, (2, 3, 4), (1, 1, 4, 1)),
+        (aten.slice_scatter.default, (2, 3, 4), (-2, 0, 9223372036854775807, 2)),
+        (aten.slice_scatter.default, (2, 2, 4), (1, -2, None, 1)),
+        (aten.select_scatter.default, (2, 4), (1, -1)),
+        (aten.select_scatter.default, (2, 5), (2, 3)),
+    ],
+)
+def test_a_part_overwritten(operation, shape, rest):
+    whole = integers(0, 2, 5, 4)
+    check_against_oracle(one_node(operation, whole, integers(1, *shape), *rest, options=MASS, constants=()))
 
 
 @pytest.mark.parametrize("dim", [0, 1, -1])
@@ -600,7 +669,8 @@ def test_every_rule_is_exercised_above():
         aten.sub.Tensor, aten.div.Tensor, aten.sum.dim_IntList, aten.amax.default, aten.logsumexp.default,
         aten.maximum.default, aten.minimum.default, aten.glu.default, aten.upsample_nearest2d.vec,
         aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.where.self, aten.where.ScalarSelf,
-        aten.where.ScalarOther,
+        aten.where.ScalarOther, aten.conv_transpose2d.input, aten.im2col.default, aten.col2im.default,
+        aten.slice_scatter.default, aten.select_scatter.default,
     }  # fmt: skip
     listed = itertools.chain((op for op, _ in SAME_PLACE), (op for op, _, _ in LAYOUT))
     assert named | set(listed) == set(rule)

@@ -15,6 +15,18 @@ IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 TARGET = torch.tensor([0, 1, 2])
 
 
+KERNEL = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(1))
+SCALE = torch.rand(8, 1, 1, generator=torch.Generator().manual_seed(2)) + 1
+SPREAD = 3 * torch.eye(8)[:, :, None, None].expand(8, 8, 2, 2)
+
+
+def written(values: Tensor, where: slice | int) -> Tensor:
+    """The last channels, written over others."""
+    values = values.clone()
+    values[:, where] = values[:, 5:] if isinstance(where, slice) else values[:, -1]
+    return values
+
+
 class Does(nn.Module):
     """A function as a layer."""
 
@@ -80,6 +92,28 @@ def traced(model: nn.Module) -> fixcore.Fixations:
         (nn.ReLU(), Does(lambda x: torch.where(x > 0, x, 0.0))),
         (Does(lambda x: torch.where(x > 0.2, x, x.flip(3))), Does(lambda x: torch.where(x <= 0.2, x.flip(3), x))),
         (StandardisedByNorm(8, 8, 3, padding=1), StandardisedByHand(8, 8, 3, padding=1)),
+        (
+            Does(lambda x: functional.conv1d(x.flatten(2), KERNEL, None, 2, 1, groups=2)),
+            Does(lambda x: functional.conv2d(x.flatten(2)[:, :, None], KERNEL[:, :, None], None, (1, 2), (0, 1), 1, 2)),
+        ),
+        (
+            Does(lambda x: functional.conv1d(x.flatten(2), KERNEL, torch.ones(6), padding="same", groups=2)),
+            Does(lambda x: functional.conv1d(x.flatten(2), KERNEL, torch.ones(6), padding=1, groups=2)),
+        ),
+        (nn.Sequential(nn.Flatten(2), nn.AvgPool1d(4)), nn.Sequential(nn.AvgPool2d((1, 4)), nn.Flatten(2))),
+        (nn.Sequential(nn.Flatten(2), nn.MaxPool1d(4, 4)), nn.Sequential(nn.MaxPool2d((1, 4)), nn.Flatten(2))),
+        (Does(lambda x: torch.addcmul(x, x.flip(3), SCALE, value=2)), Does(lambda x: x + 2 * (x.flip(3) * SCALE))),
+        (Does(lambda x: torch.addcdiv(x, x.flip(3), SCALE)), Does(lambda x: x + x.flip(3) / SCALE)),
+        (Does(lambda x: written(x, slice(2, 5))), Does(lambda x: torch.cat([x[:, :2], x[:, 5:], x[:, 5:]], 1))),
+        (Does(lambda x: written(x, 3)), Does(lambda x: torch.cat([x[:, :3], x[:, -1:], x[:, 4:]], 1))),
+        (
+            Does(lambda x: functional.fold(functional.unfold(x, 2, stride=2), (8, 8), 2, stride=2)),
+            nn.Identity(),
+        ),
+        (
+            Does(lambda x: functional.conv_transpose2d(x, SPREAD, stride=2)),
+            Does(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3) * 3),
+        ),
     ],
     ids=lambda layer: type(layer).__name__,
 )
