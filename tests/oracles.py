@@ -462,6 +462,7 @@ def mul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,
+    aten.unfold.default,
 )
 def look_up(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     """Run the operation on a tensor that holds its own positions, and read there."""

@@ -77,6 +77,10 @@ _BY_ELEMENT = frozenset({
 _TURNS = (aten.neg.default, aten.rsub.Scalar)
 """Operations that make low of high whatever their numbers."""
 
+_REPEATED = (aten.expand.default, aten.repeat.default)
+_REORDERED = (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.permute.default, aten.clone.default)
+"""Operations that hold each element of their input, in whatever order."""
+
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
 """Operations whose results say how much of something passes, and are never below zero."""
 
@@ -162,17 +166,24 @@ def numerator(visit: Visit, points: Points) -> Flow:
 def gated(visit: Visit, points: Points) -> Flow:
     """Product: follow the feature map past its gate (squeeze-excite, layer scale); a constant is no branch.
 
-    The gate is the branch that was broadcast, that is, holds fewer elements. Between branches of one size neither
-    is only a gate (LSTM, paper III-D): both are followed, each with half of the mass; one that comes from a sigmoid is
-    followed because it is high, a negative constant makes low of high. A map that gates itself, as in x sigmoid(x), is
-    an activation, and its gate is not followed.
+    The gate is the branch that was broadcast, by the product or before it, and so holds fewer elements. Between
+    branches of one size neither is only a gate (LSTM, paper III-D): both are followed, each with half of the mass; one
+    that comes from a sigmoid is followed because it is high, a negative constant makes low of high. A map that gates
+    itself, as in x sigmoid(x), is an activation, and its gate is not followed.
     """
     branches = _branches(visit, ("self", "other"))
-    largest = max(visit.shapes[branch].numel() for branch in branches)
-    branches = [branch for branch in branches if visit.shapes[branch].numel() == largest]
+    held = {branch: _elements(visit, branch) for branch in branches}
+    branches = [branch for branch in branches if held[branch] == max(held.values())]
     branches = [branch for branch in branches if not any(_is_made_of(branch, other) for other in branches)]
     part = points.times(1 / len(branches))
     return [(branch, _factor_sign(visit, branch, _moved_into(visit, branch, part))) for branch in branches]
+
+
+def _elements(visit: Visit, node: fx.Node) -> int:
+    """How many elements a node holds, each counted once however often it was repeated by `expand`."""
+    while node.target in _REPEATED or node.target in _REORDERED:
+        node = node.all_input_nodes[0]
+    return visit.shapes[node].numel()
 
 
 def _is_made_of(node: fx.Node, source: fx.Node) -> bool:

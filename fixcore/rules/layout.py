@@ -29,7 +29,10 @@ _VIEWS = (
     aten.slice.Tensor,
     aten.narrow.default,
     aten.select.int,
+    aten.unfold.default,
 )
+_OVERLAPS = (aten.expand.default, aten.unfold.default)
+"""Views that hold an element more than once."""
 _COPIES = (
     aten.roll.default,
     aten.flip.default,
@@ -71,7 +74,7 @@ def strided_view(visit: Visit, points: Points) -> Flow:
     for at, stride in zip(unravel(points.index, view.shape), view.stride(), strict=True):
         if stride:
             index += at * stride
-    return [(source, points.moved(index, apart=visit.node.target is not aten.expand.default))]
+    return [(source, points.moved(index, apart=visit.node.target not in _OVERLAPS))]
 
 
 @rule(*_COPIES, keeps=("indices", "index"))

@@ -442,6 +442,7 @@ LAYOUT: list[tuple[Any, tuple[int, ...], tuple[Any, ...]]] = [
     (aten.slice.Tensor, (2, 7, 3), (1, 1, 6, 2)),
     (aten.narrow.default, (2, 7, 3), (1, 2, 3)),
     (aten.select.int, (2, 3, 4), (1, -1)),
+    (aten.unfold.default, (2, 7, 3), (1, 3, 2)),
     (aten.roll.default, (2, 3, 4), ([1, -2], [1, 2])),
     (aten.flip.default, (2, 3, 4), ([0, 2],)),
     (aten.repeat.default, (2, 3), ([2, 1, 3],)),

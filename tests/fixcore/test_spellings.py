@@ -91,6 +91,10 @@ def traced(model: nn.Module) -> fixcore.Fixations:
         (nn.AdaptiveAvgPool2d(1), Does(lambda x: functional.adaptive_avg_pool3d(x[:, :, None], (1, 1, 1)))),
         (nn.ReLU(), Does(lambda x: torch.where(x > 0, x, 0.0))),
         (Does(lambda x: torch.where(x > 0.2, x, x.flip(3))), Does(lambda x: torch.where(x <= 0.2, x.flip(3), x))),
+        (
+            Does(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid().expand_as(x)),
+            Does(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid()),
+        ),
         (StandardisedByNorm(8, 8, 3, padding=1), StandardisedByHand(8, 8, 3, padding=1)),
         (
             Does(lambda x: functional.conv1d(x.flatten(2), KERNEL, None, 2, 1, groups=2)),
