@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal, overload
 
@@ -181,8 +182,11 @@ def _layer_points(recording: Recording, start: Start, points: Points, node: fx.N
 
 
 def _half_stride(recording: Recording, node: fx.Node, places: tuple[int, ...]) -> float:
-    """Half the input pixels from one place of a map to the next; 0 for a vector, and for places in a row (tokens)."""
-    if len(places) < 2:
-        return 0.0
+    """Half the input pixels from one place of a map to the next; 0 for a vector.
+
+    Places in a row are patches of the image: each stands for a square of its share of the pixels.
+    """
     shape, pixels = recording.shapes[node], recording.shapes[recording.graph.images]
-    return max(pixels[2] / shape[places[0]], pixels[3] / shape[places[1]]) / 2
+    if len(places) == 1:
+        return math.sqrt(pixels[2] * pixels[3] / shape[places[0]]) / 2
+    return max(pixels[2] / shape[places[0]], pixels[3] / shape[places[1]]) / 2 if places else 0.0

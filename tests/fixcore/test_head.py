@@ -1,0 +1,176 @@
+"""What a network ends in: the map that its head reads, norms on the way, and hidden layers behind a pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fixcore
+from fixcore.baselines.class_maps import cam
+from tests.fixcore.networks import Attentive, Channelwise, Pooled, integer_images, integer_network
+
+aten = torch.ops.aten
+
+
+class Wrapped(nn.Module):
+    """A map, its average over all places however that is said, and a head."""
+
+    def __init__(self, head: Callable[[], nn.Module], channels_last: bool = False) -> None:
+        super().__init__()
+        self.map = nn.Conv2d(2, 6, 3, padding=1)
+        self.head, self.channels_last = head(), channels_last
+
+    def forward(self, images: Tensor) -> Tensor:
+        found = F.relu(self.map(images))
+        if self.channels_last:
+            return self.head(found.permute(0, 2, 3, 1).mean((1, 2)))
+        return self.head(F.adaptive_avg_pool2d(found, 1).flatten(1))
+
+
+class Averaged(nn.Module):
+    """Two heads averaged, each behind its own batch norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = (nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)) for _ in range(2))
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return (self.one(pooled) + self.other(pooled)) / 2
+
+
+def random_network(head: Callable[[], nn.Module], **options: bool) -> nn.Module:
+    torch.manual_seed(0)
+    network = Wrapped(head, **options).eval()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.LayerNorm) and module.weight is not None:
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2)  # type: ignore[arg-type]
+    return network
+
+
+@pytest.mark.parametrize("learned", [True, False], ids=["learned", "plain"])
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_behind_a_layer_norm_there_is_a_class_map(learned, channels_last):
+    """The map, weighed as `on_map` says, averages to the logit less its shift, times the norm's own spread."""
+    head = nn.Sequential(nn.LayerNorm(6, elementwise_affine=learned), nn.Linear(6, 3))
+    network, images = random_network(lambda: head, channels_last=channels_last), torch.randn(4, 2, 6, 8)
+    graph = fixcore.capture(network, images)
+    assert graph.head is not None
+    assert len(graph.head.places) == 2
+    recording = graph.record(images)
+    features = recording.features
+    with torch.no_grad():
+        pooled = F.relu(network.map(images)).mean((2, 3))  # type: ignore[operator]
+        torch.testing.assert_close(features, head[0](pooled))
+        torch.testing.assert_close(graph.embed(images), features)
+        torch.testing.assert_close(recording.logits, features @ graph.head.weight.T + head[1].bias)
+        by_place = graph.head.by_place(recording.values[graph.head.map])
+        level = (by_place @ graph.head.on_map(graph.head.weight).T).mean(1)
+        spread = (pooled.var(1, correction=0, keepdim=True) + 1e-5).sqrt()
+        shift = head[1].bias + (head[1].weight @ head[0].bias if learned else 0.0)
+        torch.testing.assert_close(level, (recording.logits - shift) * spread, rtol=1e-4, atol=1e-5)
+    target = torch.tensor([0, 1, 2, 0])
+    assert torch.isfinite(cam(graph, images, target)).all()
+    margin = fixcore.backtrack(recording, target).margin
+    assert margin == 0.5, "half a place of the class map, which has the images' extent"
+
+
+def test_a_norm_of_other_features_leaves_a_vector():
+    network = random_network(
+        lambda: nn.Sequential(nn.Unflatten(1, (2, 3)), nn.LayerNorm(3), nn.Flatten(), nn.Linear(6, 3))
+    )
+    graph = fixcore.capture(network, torch.randn(2, 2, 6, 8))
+    assert graph.head is not None
+    assert graph.head.places == ()
+    assert graph.head.norm is None
+
+
+@pytest.mark.parametrize(
+    ("head", "left"),
+    [
+        (lambda: nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3)), 0),
+        (lambda: nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, 3, bias=False)), 0),
+        (lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 3)), 0),
+        (lambda: nn.Sequential(nn.Linear(6, 4, bias=False), nn.BatchNorm1d(4), nn.Linear(4, 3)), 0),
+        (Averaged, 0),
+        (lambda: nn.Sequential(nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3)), 1),
+    ],
+)
+def test_batch_norms_of_vectors_are_folded_into_linear_layers(head, left):
+    network, images = random_network(head), torch.randn(4, 2, 6, 8)
+    graph = fixcore.capture(network, images)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.record(images).logits, network(images), rtol=1e-4, atol=1e-5)
+    assert sum(node.target is aten.batch_norm.default for node in graph.nodes) == left
+
+
+def test_a_batch_norm_that_others_read_stays():
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.fc = nn.BatchNorm1d(6), nn.Linear(6, 6)
+
+        def forward(self, pooled: Tensor) -> Tensor:
+            normalised = self.norm(pooled)
+            return self.fc(normalised) + normalised
+
+    network, images = random_network(Read), torch.randn(4, 2, 6, 8)
+    graph = fixcore.capture(network, images)
+    with torch.no_grad():
+        torch.testing.assert_close(graph.record(images).logits, network(images), rtol=1e-4, atol=1e-5)
+
+
+def test_behind_a_hidden_layer_that_changes_nothing_the_class_map_is_the_linear_layers():
+    """Its weights for the class and those against it each on a scale of its own: either side has all of the mass."""
+
+    class Passes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.same, self.fc = nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)
+            self.same.weight.data = torch.eye(6)
+
+        def forward(self, pooled: Tensor) -> Tensor:
+            return self.fc(F.relu(self.same(pooled)))
+
+    network, images, target = random_network(Passes), torch.randn(4, 2, 6, 8), torch.tensor([0, 1, 2, 0])
+    plain = Wrapped(lambda: network.head.fc).eval()  # type: ignore[union-attr,return-value]
+    plain.map = network.map
+    recording = fixcore.capture(plain, images).record(images)
+    assert recording.graph.head is not None
+    weight = recording.graph.head.weight[target]
+    product = recording.features * weight
+    scale = torch.where(weight > 0, product.clamp(min=0).sum(1, True), -product.clamp(max=0).sum(1, True))
+    expected = fixcore.backtrack(recording, fixcore.Start(torch.arange(4), target, weight / scale))
+    found = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
+    for name in ("image", "row", "col"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.mass, expected.mass, rtol=1e-4, atol=1e-6)
+    assert found.margin == expected.margin == 0.5
+    torch.testing.assert_close(fixcore.evidence_boxes(found), fixcore.evidence_boxes(expected))
+
+
+@pytest.mark.parametrize("family", [Channelwise, Pooled])
+def test_half_precision_and_double_are_walked_alike(family):
+    images, target = integer_images(5, 4), torch.tensor([0, 1, 2, 1])
+    network = integer_network(family, 5)
+    full = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
+    double = fixcore.backtrack(fixcore.capture(network.double(), images.double()).record(images.double()), target)
+    assert torch.equal(full.row, double.row)
+    assert torch.equal(full.col, double.col)
+    torch.testing.assert_close(full.mass, double.mass, rtol=1e-3, atol=1e-5)
+
+
+def test_a_token_stands_for_its_patch():
+    """A network on 12 patches of 2 x 2 pixels that ends in their mean: a single one has a box of more than a pixel."""
+    images = integer_images(5, 4)
+    recording = fixcore.capture(integer_network(Attentive, 5), images).record(images)
+    assert recording.graph.head is not None
+    assert len(recording.graph.head.places) == 1
+    assert fixcore.backtrack(recording, torch.tensor([0, 1, 2, 1])).margin == 1.0
