@@ -124,7 +124,8 @@ def _walk(
             continue
         shape = recording.shapes[node]
         here = merged(arrived, shape.numel(), targets)
-        pooled = () if here.low is None else _pooled_places(node, recording)
+        joins = here.low is not None and options.average_pool == "above_mean"
+        pooled = _pooled_places(node, recording) if joins else ()
         if pooled:
             (source,) = node.all_input_nodes
             waiting.setdefault(source, []).append(pooled_points(recording.values[source], pooled, here))
