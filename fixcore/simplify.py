@@ -21,7 +21,6 @@ IN_PLACE: dict[Any, Any] = {
     aten.hardswish.default: aten.hardswish_.default,
     aten.silu.default: aten.silu_.default,
 }
-_LINEAR = (aten.linear.default,)
 _FRESH = (*CONVOLUTIONS, aten.batch_norm.default, aten.add.Tensor, aten.linear.default)
 """Operations whose output shares memory with nothing else."""
 
@@ -97,17 +96,22 @@ def _fold_batch_norm(graph: fx.Graph, constants: Constants) -> None:
         if node.target is not aten.batch_norm.default:
             continue
         norm = arguments_by_name(node)
-        if norm["running_mean"] not in constants or norm["running_var"] not in constants:
+        if norm["training"] or not {norm["running_mean"], norm["running_var"]} <= constants.keys():
             continue
         layer = norm["input"]
         is_vector = len(node.meta["seen"].shape) == 2
-        if len(layer.users) == 1 and (layer.target in CONVOLUTIONS or (is_vector and layer.target in _LINEAR)):
+        layers = (*CONVOLUTIONS, aten.linear.default) if is_vector else CONVOLUTIONS
+        if layer.target in layers and len(layer.users) == 1:
             _fold_into_layer_before(graph, constants, node, layer)
-        elif is_vector and all(
-            reader.target in _LINEAR and reader.args[0] is node and arguments_by_name(reader)["weight"] in constants
-            for reader in node.users
-        ):
+        elif is_vector and all(_is_linear_layer_on(node, reader, constants) for reader in node.users):
             _fold_into_layers_behind(graph, constants, node)
+
+
+def _is_linear_layer_on(node: fx.Node, reader: fx.Node, constants: Constants) -> bool:
+    if reader.target is not aten.linear.default:
+        return False
+    named = arguments_by_name(reader)
+    return named["input"] is node and named["weight"] in constants
 
 
 def _fold_into_layer_before(graph: fx.Graph, constants: Constants, node: fx.Node, layer: fx.Node) -> None:

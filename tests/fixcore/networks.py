@@ -136,19 +136,21 @@ class Channelwise(nn.Module):
 
 
 class Pooled(nn.Module):
-    """A pooled map read by hidden layers, each with a norm of its own kind (heads of MobileNetV3, RepViT, LeViT)."""
+    """Two pooled maps read by hidden layers, each with a norm of its own kind (heads of MobileNetV3, RepViT, LeViT)."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
-        self.first, self.group = nn.Linear(4, 6), nn.GroupNorm(2, 4)
+        self.other = nn.Conv2d(2, 3, 2, stride=2)
+        self.first, self.group = nn.Linear(7, 6), nn.GroupNorm(2, 4)
         self.second, self.layer = nn.Linear(6, 6), nn.LayerNorm(6)
         self.before, self.after = nn.BatchNorm1d(6), nn.BatchNorm1d(6)
         self.fc = nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.avg_pool2d(F.relu(self.stem(x)), (6, 8))
-        x = F.hardswish(self.after(self.first(self.group(x).flatten(1))))
+        coarse = F.relu(self.other(x)).mean((2, 3))
+        fine = self.group(F.avg_pool2d(F.relu(self.stem(x)), (6, 8))).flatten(1)
+        x = F.hardswish(self.after(self.first(torch.cat([fine, coarse], 1))))
         return self.fc(self.before(F.relu(self.layer(self.second(x)))))
 
 

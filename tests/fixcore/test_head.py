@@ -127,27 +127,36 @@ def test_a_batch_norm_that_others_read_stays():
         torch.testing.assert_close(graph.record(images).logits, network(images), rtol=1e-4, atol=1e-5)
 
 
-def test_behind_a_hidden_layer_that_changes_nothing_the_class_map_is_the_linear_layers():
-    """Its weights for the class and those against it each on a scale of its own: either side has all of the mass."""
+class Passes(nn.Module):
+    """A hidden layer that changes nothing, or says one less what is there, and a linear layer."""
 
-    class Passes(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.same, self.fc = nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False)
-            self.same.weight.data = torch.eye(6)
+    def __init__(self, inverted: bool) -> None:
+        super().__init__()
+        self.same, self.fc, self.inverted = nn.Linear(6, 6, bias=False), nn.Linear(6, 3, bias=False), inverted
+        self.same.weight.data = torch.eye(6)
 
-        def forward(self, pooled: Tensor) -> Tensor:
-            return self.fc(F.relu(self.same(pooled)))
+    def forward(self, pooled: Tensor) -> Tensor:
+        return self.fc(1 - pooled if self.inverted else F.relu(self.same(pooled)))
 
-    network, images, target = random_network(Passes), torch.randn(4, 2, 6, 8), torch.tensor([0, 1, 2, 0])
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_behind_a_hidden_layer_the_class_map_has_the_weights_of_what_was_read(inverted):
+    """Those for the class and those against it each on a scale of its own: either side has all of the mass.
+
+    Of one less a feature, all of the mass is the feature's, which was followed for being low, though it lies above 0:
+    so its weight is below 0.
+    """
+    network, images = random_network(lambda: Passes(inverted)), torch.randn(4, 2, 6, 8)
+    target = torch.tensor([0, 1, 2, 0])
     plain = Wrapped(lambda: network.head.fc).eval()  # type: ignore[union-attr,return-value]
     plain.map = network.map
     recording = fixcore.capture(plain, images).record(images)
     assert recording.graph.head is not None
     weight = recording.graph.head.weight[target]
-    product = recording.features * weight
-    scale = torch.where(weight > 0, product.clamp(min=0).sum(1, True), -product.clamp(max=0).sum(1, True))
-    expected = fixcore.backtrack(recording, fixcore.Start(torch.arange(4), target, weight / scale))
+    product = (1 - recording.features if inverted else recording.features) * weight
+    scale = torch.where(product > 0, product.clamp(min=0).sum(1, True), -product.clamp(max=0).sum(1, True))
+    weight = product / scale / (-recording.features if inverted else recording.features)
+    expected = fixcore.backtrack(recording, fixcore.Start(torch.arange(4), target, weight))
     found = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
     for name in ("image", "row", "col"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
