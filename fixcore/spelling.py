@@ -99,10 +99,10 @@ def _one_output(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
-    assert number == 0, "statistics of a batch norm in evaluation are never read"
+    assert number == 0, "statistics of a batch norm are never read"
     keys = ("input", "weight", "bias", "running_mean", "running_var")
-    fixed = (False, named["momentum"], named["eps"], True)
-    return aten.batch_norm.default, (*(named[key] for key in keys), *fixed)
+    fixed = (named.get("training", False), named["momentum"], named["eps"], True)
+    return aten.batch_norm.default, (*(named.get(key) for key in keys), *fixed)
 
 
 def _layer_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
@@ -142,6 +142,7 @@ def _unbind(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
 
 _OUTPUTS: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten._native_batch_norm_legit.no_stats: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
     aten.max.dim: _largest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -183,3 +184,37 @@ def test_a_token_stands_for_its_patch():
     assert recording.graph.head is not None
     assert len(recording.graph.head.places) == 1
     assert fixcore.backtrack(recording, torch.tensor([0, 1, 2, 1])).margin == 1.0
+
+
+def test_a_batch_norm_of_the_batch_at_hand_is_passed():
+    """Without running statistics nothing says what one image's features were multiplied by."""
+    layers = (nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    torch.manual_seed(0)
+    images = torch.randn(4, 2, 6, 8)
+    recording = fixcore.capture(Wrapped(lambda: nn.Sequential(*layers)).eval(), images).record(images)
+    fixations = fixcore.backtrack(recording, torch.tensor([0, 1, 2, 1]))
+    torch.testing.assert_close(torch.zeros(4).index_add_(0, fixations.image, fixations.mass), torch.ones(4))
+
+
+def test_a_vector_is_one_whatever_its_dimensions():
+    """Pooled features as a map of one place, channels last, through a norm and a hidden layer."""
+
+    class Hidden(nn.Module):
+        def __init__(self, as_map: bool) -> None:
+            super().__init__()
+            torch.manual_seed(1)
+            self.norm, self.hidden, self.fc, self.as_map = nn.LayerNorm(6), nn.Linear(6, 4), nn.Linear(4, 3), as_map
+
+        def forward(self, pooled: Tensor) -> Tensor:
+            given = pooled[:, None, None] if self.as_map else pooled
+            return self.fc(F.relu(self.hidden(self.norm(given))).flatten(1))
+
+    torch.manual_seed(0)
+    images, target = torch.randn(4, 2, 6, 8), torch.tensor([0, 1, 2, 1])
+    found = []
+    for as_map in (False, True):
+        network = random_network(functools.partial(Hidden, as_map))
+        found.append(fixcore.backtrack(fixcore.capture(network, images).record(images), target))
+    for name in ("image", "row", "col"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
+    torch.testing.assert_close(found[0].mass, found[1].mass)
