@@ -27,12 +27,12 @@ def spell_alike(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             _one_output(graph, node)
-        elif node.target in _PHRASES:
-            _PHRASES[node.target](graph, node)
-        elif node.target in _WORDS:
+        if node.target in _WORDS:
             same = _WORDS[node.target](arguments_by_name(node))
             if same is not None:
                 (node.target, node.args), node.kwargs = same, {}
+        if node.target in _PHRASES:
+            _PHRASES[node.target](graph, node)
 
 
 def spell_linear(graph: fx.Graph, constants: Constants) -> None:
@@ -157,14 +157,20 @@ _OUTPUTS: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
 """Operations with several outputs, and how each of these is said alone."""
 
 
+_CONVOLUTIONS = {
+    (1, False): aten.conv1d.default,
+    (2, False): aten.conv2d.default,
+    (2, True): aten.conv_transpose2d.input,
+}
+"""By the number of axes, and whether it is transposed."""
+
+
 def _convolution(named: dict[str, Any]) -> Same | None:
-    if len(named["stride"]) != 2:
-        return None
+    operation = _CONVOLUTIONS.get((len(named["stride"]), named["transposed"]))
     keys = ["input", "weight", "bias", "stride", "padding", "dilation", "groups"]
     if named["transposed"]:
         keys[5:] = ["output_padding", "groups", "dilation"]
-    operation = aten.conv_transpose2d.input if named["transposed"] else aten.conv2d.default
-    return operation, tuple(named[key] for key in keys)
+    return None if operation is None else (operation, tuple(named[key] for key in keys))
 
 
 def _mean_of_all(places: int) -> Callable[[dict[str, Any]], Same | None]:

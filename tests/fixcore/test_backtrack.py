@@ -20,7 +20,7 @@ import fixcore
 from fixcore.rules import MASS, PAPER, rule
 from fixcore.rules.table import Options
 from fixcore.structure import arguments_by_name
-from tests.fixcore.networks import FAMILIES, Residual, integer_images, integer_network
+from tests.fixcore.networks import FAMILIES, Dense, Pooled, Residual, integer_images, integer_network
 from tests.oracles import ORACLES, strongest_half, walk
 
 OPTIONS = [MASS, PAPER, replace(PAPER, location="argmax")]
@@ -66,8 +66,8 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
     answer = slow_answers(graph, values, options)
     if options.vector == "net":
         return [
-            net_fixations(graph, values, answer, image, wanted, -1.0)
-            or net_fixations(graph, values, answer, image, wanted, 0.0)  # as much speaks against it: what speaks for it
+            net_fixations(graph, values, answer, image, wanted, -1.0, options)
+            or net_fixations(graph, values, answer, image, wanted, 0.0, options)  # outweighed: what speaks for it
             for image, wanted in enumerate(target.tolist())
         ]
     head, found = graph.head, []
@@ -87,16 +87,16 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
 
 
 def net_fixations(
-    graph: fixcore.Graph, values: Any, answer: Any, image: int, wanted: int, against: float
+    graph: fixcore.Graph, values: Any, answer: Any, image: int, wanted: int, against: float, options: Options
 ) -> dict[Any, float]:
     """(row, col) -> mass of one image: node by node, everything that meets at an element added up.
 
     Vectors are followed for what makes the logit high, less what makes it low; where they end, half goes on, and where
     they are the average of a map, what lies above the mean of the map that they weigh.
     """
-    aten, head = torch.ops.aten, graph.head
+    aten, head, joins = torch.ops.aten, graph.head, options.average_pool == "above_mean"
     held: dict[fx.Node, dict[tuple[tuple[int, ...], bool | None], float]] = defaultdict(lambda: defaultdict(float))
-    if head is not None and head.places:
+    if head is not None and head.places and joins:
         for node, at, mass in class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted)):
             held[node][at, None] += mass
     else:
@@ -111,7 +111,7 @@ def net_fixations(
             for_it = sum(mass for mass in summed((at, mass) for (at, _), mass in here.items()).values() if mass > 0)
             pulls = summed((at, -mass if low else mass) for (at, low), mass in here.items())
             (source, *_) = node.all_input_nodes
-            if node.target in AVERAGES and not is_one_place(values[source]):
+            if node.target in AVERAGES and not is_one_place(values[source]) and joins:
                 if for_it > 0:
                     for place, mass in common_class_map(source, values[source], values[node], image, pulls):
                         held[source][place, None] += mass * for_it
@@ -120,7 +120,7 @@ def net_fixations(
                 for place, mass in undone(node, values, pulls).items():
                     held[source][place, bool(values[source][place] < 0)] += mass
                 continue
-        ends = not (is_vector or node.target in moves) or node.target is aten.mean.dim
+        ends = not (is_vector or node.target in moves) or node.target in AVERAGES
         if ends and any(low is not None for _, low in here):
             kept = strongest_half({at: mass for (at, _), mass in here.items()})
             here = {(at, None): mass for at, mass in kept.items()}
@@ -234,6 +234,15 @@ def close(found: dict[Any, float], expected: dict[Any, float]) -> bool:
 @pytest.mark.parametrize("options", OPTIONS, ids=["mass", "paper", "paper-argmax"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_walk_is_plain_recursion(family, options):
+    compare_with_plain_recursion(family, options)
+
+
+@pytest.mark.parametrize("family", [Dense, Pooled])
+def test_the_strongest_cell_of_an_average_is_followed_alone_if_it_is_asked_for(family):
+    compare_with_plain_recursion(family, replace(PAPER, vector="net"))
+
+
+def compare_with_plain_recursion(family: type[nn.Module], options: Options) -> None:
     compared = 0
     for seed in range(8):
         images = integer_images(seed, 2)

@@ -218,3 +218,22 @@ def test_a_vector_is_one_whatever_its_dimensions():
     for name in ("image", "row", "col"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
     torch.testing.assert_close(found[0].mass, found[1].mass)
+
+
+def test_a_map_that_was_turned_before_it_was_flattened_is_not_the_heads():
+    """Its features come in another order than the head's weights."""
+
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map, self.fc = nn.Conv2d(2, 4, 3), nn.Linear(96, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.fc(self.map(images).permute(0, 2, 3, 1).flatten(1))
+
+    torch.manual_seed(0)
+    network, images = Turned().eval(), torch.randn(4, 2, 6, 8)
+    graph = fixcore.capture(network, images)
+    assert graph.head is not None
+    with torch.no_grad():
+        torch.testing.assert_close(graph.embed(images) @ graph.head.weight.T + network.fc.bias, network(images))

@@ -174,6 +174,10 @@ class LastNorm(nn.LayerNorm):
 
 
 CORE: dict[str, Callable[[], nn.Module]] = {
+    "other convolutions": lambda: nn.Sequential(
+        nn.ConvTranspose2d(8, 4, 3, 2, 1, 1, groups=2), nn.Flatten(2), nn.Conv1d(4, 6, 3, 2, 1, groups=2), nn.ReLU()
+    ),
+    "pools along one axis": lambda: nn.Sequential(nn.Flatten(2), nn.AvgPool1d(2), nn.MaxPool1d(2)),
     "norms and pools": lambda: nn.Sequential(nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.MaxPool2d(2), nn.AvgPool2d(2)),
     "activations": lambda: nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Hardswish(), nn.SiLU(), nn.GELU(), nn.ELU()),
     "average pool": lambda: nn.AdaptiveAvgPool2d(1),
