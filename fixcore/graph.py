@@ -214,7 +214,7 @@ def _is_choice(value: Any) -> bool:
 
 def _only_output(output: fx.Node) -> fx.Node:
     (results,) = output.args
-    found = list(results) if isinstance(results, tuple | list) else [results]
+    found = [value for value in (results if isinstance(results, tuple | list) else [results]) if value is not None]
     if len(found) != 1 or not isinstance(found[0], fx.Node):
         raise CaptureError(f"the model returns {len(found)} values; wrap it in a module that returns the logits alone")
     return found[0]

@@ -238,3 +238,25 @@ def test_pools_give_what_the_network_gives(convolves, dtype):
     images = torch.randint(-2, 3, (2, 3, 12, 11), generator=generator).to(dtype)
     graph = fixcore.capture(network, images)
     assert_same_logits(graph, network, images)
+
+
+class Returns(nn.Module):
+    """Logits in a dictionary, beside what the caller says."""
+
+    def __init__(self, beside: str) -> None:
+        super().__init__()
+        self.conv, self.fc, self.beside = nn.Conv2d(2, 4, 3), nn.Linear(4, 3), beside
+
+    def forward(self, images: Tensor) -> dict[str, Tensor | None]:
+        pooled = self.conv(images).mean((2, 3))
+        return {"logits": self.fc(pooled), "states": pooled if self.beside == "a tensor" else None}
+
+
+def test_logits_may_come_beside_nothing_else():
+    """As models return them that may also return hidden states, and here do not."""
+    images = torch.randn(3, 2, 6, 8)
+    network = Returns("nothing").eval()
+    recording = fixcore.capture(network, images).record(images)
+    torch.testing.assert_close(recording.logits, network(images)["logits"].detach())
+    with pytest.raises(fixcore.CaptureError, match="returns 2 values; wrap it"):
+        fixcore.capture(Returns("a tensor").eval(), images)
