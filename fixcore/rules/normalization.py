@@ -52,7 +52,10 @@ def normalised(visit: Visit, points: Points) -> Flow:
 
 
 def _groups(visit: Visit, features: int) -> int | None:
-    """In how many groups a vector's own mean is taken away: 0 for a batch norm; None: nothing is left of a vector."""
+    """In how many groups a vector's own mean is taken away: 0 for a batch norm.
+
+    None where a feature just stays: a batch norm by the batch at hand, a norm of each feature alone.
+    """
     if visit.node.target is aten.batch_norm.default:
         return None if visit.arguments["running_var"] is None else 0
     if visit.node.target is aten.group_norm.default:
