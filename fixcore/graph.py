@@ -132,7 +132,8 @@ class Graph:
                 if not isinstance(node.meta["seen"], Seen):
                     kept.add(node)  # sizes, read again by layout rules
                 continue
-            entry, names = rule[node.target], rule[node.target].keeps
+            entry = rule[node.target]
+            names = entry.keeps
             if isinstance(node.meta["seen"], Seen) and is_vector(node.meta["seen"].shape):
                 names = (*names, *entry.keeps_of_vectors)
             for name in names:

@@ -11,21 +11,11 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.points import Points, ravel, unravel
-from fixcore.rules.elementwise import PASSES, SCALES
+from fixcore.rules.elementwise import PASSES, REORDERED, SCALES
 from fixcore.rules.linear import parts, shared_among_inputs
 from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
-
-_REORDERED = (
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.expand.default,
-    aten.unsqueeze.default,
-    aten.permute.default,
-    aten.transpose.int,
-)
 
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default, keeps=("self", "other", "mat2"))
@@ -110,7 +100,13 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
 
 def _is_attention(node: fx.Node) -> bool:
     """Whether a matrix comes from a softmax, changed or reordered or not."""
-    while node.op == "call_function" and node.target in (*PASSES, *SCALES, *_REORDERED, aten.where.self):
+    while node.op == "call_function" and node.target in (
+        *PASSES,
+        *SCALES,
+        *REORDERED,
+        aten.expand.default,
+        aten.where.self,
+    ):
         if node.target is aten.softmax.int:
             return True
         # Where nothing may be attended to, programs write zeros: `where(mask, 0, softmax)` has one that is followed.

@@ -77,10 +77,18 @@ _BY_ELEMENT = frozenset({
 _TURNS = (aten.neg.default, aten.rsub.Scalar)
 """Operations that make low of high whatever their numbers."""
 
-_REPEATED = (aten.expand.default, aten.repeat.default)
-_REORDERED = (aten.view.default, aten.reshape.default, aten.unsqueeze.default, aten.permute.default, aten.clone.default)
-"""Operations that hold each element of their input, in whatever order."""
+REORDERED = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.unsqueeze.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.clone.default,
+)
+"""Operations that hold each element of their input once, in whatever order."""
 
+_REPEATED = (aten.expand.default, aten.repeat.default)
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
 """Operations whose results say how much of something passes, and are never below zero."""
 
@@ -181,7 +189,7 @@ def gated(visit: Visit, points: Points) -> Flow:
 
 def _elements(visit: Visit, node: fx.Node) -> int:
     """How many elements a node holds, each counted once however often it was repeated by `expand`."""
-    while node.target in _REPEATED or node.target in _REORDERED:
+    while node.target in (*_REPEATED, *REORDERED):
         node = node.all_input_nodes[0]
     return visit.shapes[node].numel()
 

@@ -155,7 +155,7 @@ def written_part(visit: Visit, points: Points) -> Flow:
     if visit.node.target is aten.select_scatter.default:
         del place[dim]
     source = visit.source("src")
-    moved = points.moved(ravel(place, visit.shapes[source]), apart=False)
+    moved = points.moved(ravel(place, visit.shapes[source]))
     return [(visit.source("self"), points.where(own < 0)), (source, moved.where(own >= 0))]
 
 

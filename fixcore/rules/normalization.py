@@ -21,12 +21,12 @@ aten = torch.ops.aten
     keeps_of_vectors=("input",),
 )
 def normalised(visit: Visit, points: Points) -> Flow:
-    """Stay: normalisation rescales the element. Mass: kept whole.
+    """Stay: normalisation rescales the element. Mass: kept whole, but for what a shift takes among vectors.
 
     Among vectors, where evidence is net, what normalisation adds and takes away matters: a feature below the mean of
     its vector speaks, behind a layer norm, by what the others have. There each target's evidence goes to the features
     in proportion to what they added, the mean's part taken away: with the scale of each image as it is, a norm is
-    linear, and `x * d(y)/d(x)` is what a linear layer's products are. A shift takes its part of the mass.
+    linear, and `x * d(y)/d(x)` is what a linear layer's products are.
 
     A batch norm behind a convolution never comes here, it is folded in at capture: with a negative scale the
     convolution's winner would otherwise be its most inhibiting input.
