@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 import fixcore
-from benchmarks.digits import DIGIT, SIDE, scans
+from benchmarks.digits import on_digit, scans
 from benchmarks.pages import ALGORITHM, write_between
-from benchmarks.photographs import Photographs, TrainedNetwork, read_networks, read_photographs
+from benchmarks.photographs import Photographs, TrainedNetwork, hits, read_networks, read_photographs
 from benchmarks.two_objects import NETWORKS, Pairs, pairs, trained
 from fixcore.rules import MASS, PAPER
 from jobs.machine import keep_freed_memory
@@ -54,13 +54,8 @@ def on_photographs(network: TrainedNetwork, photographs: Photographs) -> dict[st
             labels = photographs.labels[begin : begin + _BATCH]
             fixations = fixcore.backtrack(recording, labels, rules=rules, contrast=contrast)
             points += len(fixations.row)
-            peak = fixcore.saliency_maps(fixations).flatten(1).argmax(1)
-            for row, (box, at) in enumerate(zip(fixcore.evidence_boxes(fixations), peak.tolist(), strict=True)):
-                true = photographs.boxes[begin + row] * scale
-                boxes += bool((fixcore.box_iou(box[None].float(), true) >= 0.5).any())
-                y, x = divmod(at, fixations.width)
-                inside = (true[:, 0] <= x) & (x < true[:, 2]) & (true[:, 1] <= y) & (y < true[:, 3])
-                peaks += bool(inside.any())
+            right, inside = hits(fixations, photographs.boxes[begin : begin + _BATCH], scale)
+            boxes, peaks = boxes + right, peaks + inside
         found[name] = (boxes / images, peaks / images, points / images)
     return found
 
@@ -71,14 +66,11 @@ def on_digits(kind: str, learned: tuple[Tensor, Tensor], shown: Pairs) -> dict[s
     recording = graph.record(shown.apart)
     found = {}
     for name, (rules, contrast) in SETTINGS.items():
-        hits = []
+        peaks = []
         for side in (0, 1):
             fixations = fixcore.backtrack(recording, shown.labels[:, side], rules=rules, contrast=contrast)
-            peak = fixcore.saliency_maps(fixations).flatten(1).argmax(1)
-            place = torch.stack([torch.div(peak, SIDE, rounding_mode="floor"), peak % SIDE], 1)
-            beyond = place - shown.corners[:, side]
-            hits.append(((beyond >= 0) & (beyond < DIGIT)).all(1))
-        found[name] = float(torch.cat(hits).float().mean())
+            peaks.append(on_digit(fixcore.saliency_maps(fixations), shown.corners[:, side]))
+        found[name] = float(torch.cat(peaks).float().mean())
     return found
 
 

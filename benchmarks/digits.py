@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn import functional
 
 SIDE = 40
 """Pixels of a picture's side."""
@@ -57,6 +58,28 @@ def corners_apart(count: int, generator: torch.Generator) -> tuple[Tensor, Tenso
     across = torch.stack([below(SIDE - DIGIT + 1), below(SIDE - DIGIT + 1)], 1)
     rows, cols = torch.where(is_above[:, None], along, across), torch.where(is_above[:, None], across, along)
     return is_above, torch.stack([rows, cols], 2)
+
+
+def fit_single(
+    classifier: nn.Module, digits: Tensor, labels: Tensor, seconds: float = math.inf, steps: float = math.inf
+) -> None:
+    """Let a classifier learn single digits at random places, for so many seconds or steps of 128."""
+    generator = torch.Generator().manual_seed(0)
+
+    def loss() -> Tensor:
+        chosen, rows, cols = (
+            torch.randint(limit, (128,), generator=generator) for limit in (len(digits), *[SIDE - DIGIT + 1] * 2)
+        )
+        return functional.cross_entropy(classifier(put(digits[chosen], rows, cols)), labels[chosen])
+
+    fit(classifier, loss, seconds, steps)
+
+
+def on_digit(maps: Tensor, corners: Tensor) -> Tensor:
+    """Return whether the peak of each map (n, SIDE, SIDE) lies on the digit at `corners` (n, 2), bool (n,)."""
+    peak = maps.flatten(1).argmax(1)
+    beyond = torch.stack([torch.div(peak, SIDE, rounding_mode="floor"), peak % SIDE], 1) - corners
+    return ((beyond >= 0) & (beyond < DIGIT)).all(1)
 
 
 def fit(network: nn.Module, loss: Callable[[], Tensor], seconds: float = math.inf, steps: float = math.inf) -> None:

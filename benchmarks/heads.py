@@ -20,12 +20,11 @@ import sys
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fixcore
-from benchmarks.digits import DIGIT, SIDE, fit, put, scans
-from benchmarks.photographs import FOLDER, read_networks, read_photographs
+from benchmarks.digits import fit_single, on_digit, scans
+from benchmarks.photographs import FOLDER, hits, read_networks, read_photographs
 from benchmarks.two_objects import Pairs, pairs
 from fixcore.baselines.class_maps import grad_cam
 from jobs.machine import keep_freed_memory
@@ -63,20 +62,12 @@ HEADS: dict[str, Callable[[], list[nn.Module]]] = {
 def trained(head: Callable[[], list[nn.Module]], digits: Tensor, labels: Tensor) -> nn.Module:
     """Return a classifier that learned single digits at random places."""
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((1, 32, 2), (32, 64, 1), (64, 128, 1)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
     layers.insert(6, nn.MaxPool2d(2))
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), *head())
-
-    def loss() -> Tensor:
-        chosen, rows, cols = (
-            torch.randint(limit, (128,), generator=generator) for limit in (len(digits), *[SIDE - DIGIT + 1] * 2)
-        )
-        return F.cross_entropy(network(put(digits[chosen], rows, cols)), labels[chosen])
-
-    fit(network, loss, steps=_STEPS)
+    fit_single(network, digits, labels, steps=_STEPS)
     return network
 
 
@@ -94,11 +85,7 @@ def on_digits(network: nn.Module, shown: Pairs) -> dict[str, float]:
 
 
 def _peaks(maps: list[Tensor], shown: Pairs) -> float:
-    hits = []
-    for side, own in enumerate(maps):
-        peak = own.flatten(1).argmax(1)
-        beyond = torch.stack([torch.div(peak, SIDE, rounding_mode="floor"), peak % SIDE], 1) - shown.corners[:, side]
-        hits.append(((beyond >= 0) & (beyond < DIGIT)).all(1))
+    hits = [on_digit(own, shown.corners[:, side]) for side, own in enumerate(maps)]
     return float(torch.cat(hits).float().mean())
 
 
@@ -153,13 +140,8 @@ def on_photographs() -> dict[str, dict[str, float]]:
         for begin in range(0, len(photographs.pixels), _BATCH):
             recording = graph.record(network.prepared(photographs.pixels[begin : begin + _BATCH]))
             fixations = fixcore.backtrack(recording, photographs.labels[begin : begin + _BATCH])
-            peak = fixcore.saliency_maps(fixations).flatten(1).argmax(1).tolist()
-            for row, (box, at) in enumerate(zip(fixcore.evidence_boxes(fixations), peak, strict=True)):
-                true = photographs.boxes[begin + row] * scale
-                boxes += bool((fixcore.box_iou(box[None].float(), true) >= 0.5).any())
-                y, x = divmod(at, fixations.width)
-                inside = (true[:, 0] <= x) & (x < true[:, 2]) & (true[:, 1] <= y) & (y < true[:, 3])
-                peaks += bool(inside.any())
+            right, inside = hits(fixations, photographs.boxes[begin : begin + _BATCH], scale)
+            boxes, peaks = boxes + right, peaks + inside
         images = len(photographs.pixels)
         found[words] = {"boxes": boxes / images, "peaks": peaks / images}
     return found

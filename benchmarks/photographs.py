@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+import fixcore
 from pipeline.geometry import InputSpec
 
 FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "imagenet"
@@ -69,6 +70,21 @@ def read_networks(folder: Path = FOLDER) -> list[TrainedNetwork]:
         TrainedNetwork("SqueezeNet 1.1", squeezenet, lambda pixels: reader.preprocess(pixels, told)),
         TrainedNetwork("MobileNetV2", mobilenet.eval(), lambda pixels: reader.preprocess(pixels, info)),
     ]
+
+
+def hits(fixations: fixcore.Fixations, boxes: list[Tensor], scale: float) -> tuple[int, int]:
+    """Return how many boxes of the evidence overlap a true one by half, and how many peaks lie in one.
+
+    `boxes` are each image's, in photographs' pixels; `scale` is the network's pixels per photograph's.
+    """
+    right, inside = 0, 0
+    peaks = fixcore.saliency_maps(fixations).flatten(1).argmax(1).tolist()
+    for box, at, true in zip(fixcore.evidence_boxes(fixations), peaks, boxes, strict=True):
+        true = true * scale
+        right += bool((fixcore.box_iou(box[None].float(), true) >= 0.5).any())
+        y, x = divmod(at, fixations.width)
+        inside += bool(((true[:, 0] <= x) & (x < true[:, 2]) & (true[:, 1] <= y) & (y < true[:, 3])).any())
+    return right, inside
 
 
 def squeezenet() -> nn.Module:

@@ -25,14 +25,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import fixcore
-from benchmarks.digits import DIGIT, SIDE, corners_apart, fit, put, put_pair, scans
+from benchmarks.digits import DIGIT, SIDE, corners_apart, fit_single, put, put_pair, scans
 from benchmarks.photographs import FOLDER, read_networks, read_photographs
 from jobs.machine import keep_freed_memory
 from pipeline.apart import Usual
@@ -69,16 +68,8 @@ def trained(
 ) -> nn.Module:
     """Return a classifier that learned single digits at random places, for so many seconds or steps of 128."""
     torch.manual_seed(0)
-    generator = torch.Generator().manual_seed(0)
     classifier = network(kind)
-
-    def loss() -> Tensor:
-        chosen, rows, cols = (
-            torch.randint(limit, (128,), generator=generator) for limit in (len(digits), *[SIDE - DIGIT + 1] * 2)
-        )
-        return F.cross_entropy(classifier(put(digits[chosen], rows, cols)), labels[chosen])
-
-    fit(classifier, loss, seconds, steps)
+    fit_single(classifier, digits, labels, seconds, steps)
     return classifier
 
 
