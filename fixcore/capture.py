@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
+import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from fixcore.decomposition import FOLLOWED, decomposed
 from fixcore.errors import CaptureError
 from fixcore.graph import Graph
 from fixcore.simplify import simplify
 from fixcore.structure import Constants, Structure, from_json, structure_of, to_json
 
-aten = torch.ops.aten
-
-_COMPOSED = (
-    aten.einsum.default,
-    aten.lstm.input,
-    aten.lstm_cell.default,
-    aten.gru.input,
-    aten.gru_cell.default,
-    aten.rnn_tanh.input,
-    aten.rnn_relu.input,
-)
-_FORMAT = 1
+_FORMAT = 2
 """Of the texts in a cache."""
 
 
@@ -45,17 +37,18 @@ def capture(
     dict or one that writes files. Its keys are digests of the weights, the modules' code, the images' shape and torch's
     version; an entry that is damaged, or whose network does not answer as the model does, is made anew.
 
-    Raises CaptureError for a model in train mode, or one that torch.export cannot read.
+    Raises CaptureError for a model in train mode, one that torch.export cannot read or that fixes the number of images,
+    and one without evidence: between images and logits all becomes whole numbers.
     """
     if isinstance(model, ExportedProgram):
-        return _joined(*_decomposed(model))
+        return _joined(*_structured(model))
     _refuse_train_mode(model)
     key = "" if cache is None else _key(model, example)
     if cache is not None and key in cache:
         kept = _kept(cache[key], model, example)
         if kept is not None:
             return kept
-    structure, tensors = _decomposed(_exported(model, example))
+    structure, tensors = _structured(_exported(model, example))
     if cache is not None and set(structure.tensors.values()) <= _own_tensors(model).keys():
         with suppress(TypeError):  # it calls or holds what text cannot say
             cache[key] = to_json(structure)
@@ -71,7 +64,7 @@ def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     """
     for model in models:
         _refuse_train_mode(model)
-    structure, first = _decomposed(_exported(models[0], example))
+    structure, first = _structured(_exported(models[0], example))
     graphs = [_joined(structure, first)]
     for model in models[1:]:
         own = _own_tensors(model)
@@ -92,22 +85,37 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
     if example.shape[0] < 2:  # a batch of one would be taken for a constant
         example = example.expand(2, *example.shape[1:])
     try:
-        with torch.no_grad():
-            return torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+        return _export(model, example, strict=False)
     except Exception as error:  # torch.export raises many kinds
-        reason = str(error).strip().splitlines()
-        raise CaptureError(
-            f"torch.export cannot read {type(model).__name__}: {reason[0] if reason else type(error).__name__}"
-        ) from error
+        with suppress(Exception), _unlogged():  # it reads the code instead of running it, which leaves len(images) open
+            return _export(model, example, strict=True)
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        if "specialized" in str(error):
+            reason = ["its code fixes the number of images, as int(x.shape[0]) does; use x.shape[0] as it is"]
+        raise CaptureError(f"torch.export cannot read {type(model).__name__}: {reason[0]}") from error
 
 
-def _decomposed(program: ExportedProgram) -> tuple[Structure, dict[str, Any]]:
-    """Return a program's structure and its tensors by name.
+def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:
+    with torch.no_grad(), warnings.catch_warnings():
+        # Torch's own recurrent layers list their weights anew in `forward`.
+        warnings.filterwarnings("ignore", "The tensor attribute", UserWarning)
+        return torch.export.export(model, (example,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=strict)
 
-    Recurrent layers and einsum become the simpler operations they consist of; everything else stays.
-    """
-    every = torch.export.default_decompositions()
-    program = program.run_decompositions({operation: every[operation] for operation in _COMPOSED})
+
+@contextmanager
+def _unlogged() -> Iterator[None]:
+    """Keep what torch logs of a second attempt to itself: the first one's error is what people are told."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+
+
+def _structured(program: ExportedProgram) -> tuple[Structure, dict[str, Any]]:
+    """Return a program's structure and its tensors by name."""
+    program = decomposed(program)
     return structure_of(program), {**program.constants, **program.state_dict}
 
 
@@ -137,7 +145,8 @@ def _key(model: nn.Module, example: Tensor) -> str:
     digest = hashlib.sha256()
 
     def told() -> Iterator[object]:
-        yield from (_FORMAT, torch.__version__, _COMPOSED, tuple(example.shape[1:]), example.dtype, example.device.type)
+        yield from (_FORMAT, torch.__version__, tuple(example.shape[1:]), example.dtype, example.device.type)
+        yield sorted(str(operation) for operation in FOLLOWED)
         yield repr(model)
         for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
             yield kind.__module__, kind.__qualname__

@@ -19,7 +19,7 @@ from fixcore.points import is_vector
 from fixcore.rules import rule
 from fixcore.schedule import operations_of, run, schedule
 from fixcore.simplify import FILLED
-from fixcore.structure import Constants, Seen, arguments_by_name
+from fixcore.structure import Constants, Seen, arguments_by_name, measures
 
 aten = torch.ops.aten
 
@@ -33,6 +33,11 @@ class Graph:
         self.constants: Mapping[fx.Node, Tensor] = constants
         (output,) = (node for node in graph.nodes if node.op == "output")
         self.logits = _only_output(output)
+        if self.logits.meta["is_constant"]:
+            raise CaptureError(
+                "no evidence reaches the logits: from the images to them all becomes whole numbers, as in a quantised "
+                "network, or the images are not read at all; take the network as it was before it was quantised"
+            )
         self.nodes: tuple[fx.Node, ...] = tuple(node for node in graph.nodes if node.op == "call_function")
         self.head: Head | None = find_head(self.logits, constants)
         self.arguments = {node: arguments_by_name(node) for node in self.nodes}
@@ -210,7 +215,7 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
 
 def _is_choice(value: Any) -> bool:
     """Whether a value counts or names something (the result of an argmax, a comparison), instead of measuring it."""
-    return isinstance(value, Seen) and not value.dtype.is_floating_point
+    return isinstance(value, Seen) and not measures(value.dtype)
 
 
 def _only_output(output: fx.Node) -> fx.Node:

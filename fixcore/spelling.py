@@ -27,6 +27,8 @@ def spell_alike(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             _one_output(graph, node)
+            if node.users and node.args[0].target in _CHOICES and node.args[1] == 0:
+                _look_up_choice(graph, node)
         if node.target in _WORDS:
             same = _WORDS[node.target](arguments_by_name(node))
             if same is not None:
@@ -114,8 +116,18 @@ def _group_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same | N
     return None if number else (aten.group_norm.default, tuple(named[key] for key in keys))
 
 
-def _largest(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
-    return None if number else (aten.amax.default, (named["self"], [named["dim"]], named["keepdim"]))
+def _extreme(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    operation = aten.amax.default if parent.target is aten.max.dim else aten.amin.default
+    return None if number else (operation, (named["self"], [named["dim"]], named["keepdim"]))
+
+
+def _variance(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
+    if number:
+        return aten.mean.dim, (named["self"], named["dim"], named["keepdim"])
+    is_plain = named["correction"] in (None, 0, 1)
+    return (
+        (aten.var.dim, (named["self"], named["dim"], named["correction"] != 0, named["keepdim"])) if is_plain else None
+    )
 
 
 def _max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
@@ -145,7 +157,9 @@ _OUTPUTS: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
     aten._native_batch_norm_legit.no_stats: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,
     aten.native_group_norm.default: _group_norm,
-    aten.max.dim: _largest,
+    aten.max.dim: _extreme,
+    aten.min.dim: _extreme,
+    aten.var_mean.correction: _variance,
     aten.max_pool2d_with_indices.default: _max_pool,
     aten.adaptive_max_pool2d.default: _adaptive_max_pool,
     aten.split.Tensor: _split,
@@ -155,6 +169,41 @@ _OUTPUTS: dict[Any, Callable[[dict[str, Any], fx.Node, int], Same | None]] = {
     aten.unbind.int: _unbind,
 }
 """Operations with several outputs, and how each of these is said alone."""
+
+
+_CHOICES = frozenset({
+    aten.topk.default, aten.sort.default, aten.sort.stable, aten.kthvalue.default, aten.median.dim, aten.cummax.default,
+    aten.cummin.default, aten.adaptive_max_pool2d.default, aten.fractional_max_pool2d.default,
+})  # fmt: skip
+"""Operations that take elements of their input, and say in a second output which: along `dim`, or in each map."""
+
+
+def _look_up_choice(graph: fx.Graph, node: fx.Node) -> None:
+    """Say what was chosen as what stands in the input at the places that were named."""
+    parent, _ = node.args
+    assert isinstance(parent, fx.Node)
+    named = arguments_by_name(parent)
+    source = named["self"]
+    extents, result = source.meta["seen"].shape, node.meta["seen"].shape
+    with graph.inserting_before(node):
+        places = graph.call_function(operator.getitem, (parent, 1))
+        places.meta = {**node.meta, "seen": parent.meta["seen"][1]}
+        if "dim" not in named:  # counted through each map
+            of_maps = [
+                _said(graph, own, aten.flatten.using_ints, (own, -2, -1), (*own.meta["seen"].shape[:-2], None))
+                for own in (source, places)
+            ]
+            taken = _said(graph, node, aten.gather.default, (of_maps[0], -1, of_maps[1]), (*result[:-2], None))
+            sizes = [-1 if extent is None else extent for extent in result]
+            same: Same = (aten.reshape.default, (taken, sizes))
+        elif len(result) == len(extents):
+            same = (aten.gather.default, (source, named["dim"], places))
+        else:  # the dimension was left out
+            dim = named["dim"] % len(extents)
+            kept = (*result[:dim], 1, *result[dim:])
+            places = _said(graph, places, aten.unsqueeze.default, (places, dim), kept)
+            same = (aten.squeeze.dim, (_said(graph, node, aten.gather.default, (source, dim, places), kept), dim))
+    (node.target, node.args), node.kwargs = same, {}
 
 
 _CONVOLUTIONS = {
@@ -275,3 +324,6 @@ _PHRASES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
     aten.addcdiv.default: _product_added,
 }
 """Operations that are said as several."""
+
+SPELLED: frozenset[Any] = frozenset({*_OUTPUTS, *_CHOICES, *_WORDS, *_PHRASES, aten.addmm.default, aten.mm.default})
+"""Operations that are said in another way."""

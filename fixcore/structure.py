@@ -78,6 +78,11 @@ def structure_of(program: ExportedProgram) -> Structure:
     return Structure(graph, images[0], tensors)
 
 
+def measures(dtype: torch.dtype) -> bool:
+    """Whether numbers of a type measure something; whole ones count or name (an argmax, a comparison)."""
+    return dtype.is_floating_point or dtype.is_complex
+
+
 def arguments_by_name(node: fx.Node) -> dict[str, Any]:
     """Return a node's arguments by the operation's own names, defaults filled in."""
     schema = getattr(node.target, "_schema", None)

@@ -27,6 +27,7 @@ Arrow = dict[tuple[str, tuple[int, ...]], float]
 Oracle = Callable[[dict[str, Any], tuple[int, ...], Options], Arrow]
 
 ORACLES: dict[Any, Oracle] = {}
+HALF = Fraction(1, 2)
 
 
 def oracle(*operations: Any) -> Callable[[Oracle], Oracle]:
@@ -255,6 +256,30 @@ def largest(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arr
     return mean(given, at, replace(options, average_pool="argmax"))
 
 
+@oracle(aten.amin.default)
+def smallest(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    return largest({**given, "self": -given["self"]}, at, options)
+
+
+@oracle(aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction)
+def far(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    """A variance is the mean of squared distances; so many times as large they are whole, and ties exact."""
+    values = given["self"]
+    squares = (values - values.double().mean(given["dim"], keepdim=True)).square()
+    count = math.prod(values.shape[d] for d in given["dim"])
+    return mean({**given, "self": (squares * count**2).round()}, at, options)
+
+
+@oracle(aten.linalg_vector_norm.default)
+def norm(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    sizes = given["self"].abs()
+    if given["ord"] == math.inf:
+        return largest({**given, "self": sizes}, at, options)
+    if given["ord"] == -math.inf:
+        return smallest({**given, "self": sizes}, at, options)
+    return mean({**given, "self": sizes ** given["ord"]}, at, options)
+
+
 @oracle(aten.mean.dim, aten.sum.dim_IntList)
 def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     values = given["self"]
@@ -302,6 +327,17 @@ def mean(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.sign.default,
     aten.log.default,
     aten.log1p.default,
+    aten.log2.default,
+    aten.log10.default,
+    aten.exp2.default,
+    aten.expm1.default,
+    aten.atan.default,
+    aten.round.default,
+    aten.floor.default,
+    aten.ceil.default,
+    aten.trunc.default,
+    aten.fmod.Scalar,
+    aten.remainder.Scalar,
     aten.sqrt.default,
     aten.rsqrt.default,
     aten.reciprocal.default,
@@ -372,7 +408,7 @@ def glu(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     return {("self", at): 1.0}
 
 
-@oracle(aten.div.Tensor)
+@oracle(aten.div.Tensor, aten.div.Tensor_mode)
 def div(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     name = "self" if "self" in operands(given) else "other"
     return {(name, broadcast_from(at, given[name].shape)): 1.0}
@@ -459,6 +495,7 @@ def mul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     aten.rot90.default,
     aten.index.Tensor,
     aten.index_select.default,
+    aten.gather.default,
     aten.pixel_shuffle.default,
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,
@@ -519,10 +556,28 @@ def resize(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arro
         if given["operation"] is aten.upsample_nearest2d.vec:
             place = math.floor(at[axis] * step)
         elif given["align_corners"]:
-            place = math.floor(at[axis] * (Fraction(extent - 1, out - 1) if out > 1 else 0) + Fraction(1, 2))
+            place = math.floor(at[axis] * (Fraction(extent - 1, out - 1) if out > 1 else 0) + HALF)
         else:
-            place = math.floor((at[axis] + Fraction(1, 2)) * step)
+            place = math.floor((at[axis] + HALF) * step)
         own[axis] = min(place, extent - 1)
+    return {("input", tuple(own)): 1.0}
+
+
+@oracle(aten.grid_sampler_2d.default)
+def read_at(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
+    """The cell whose centre is nearest to the place that the grid names; a place beyond the edge is drawn to it."""
+    n, channel, row, col = at
+    own = [n, channel]
+    for axis, along in ((2, 1), (3, 0)):  # a grid names x first
+        extent, place = given["input"].shape[axis], Fraction(float(given["grid"][n, row, col, along]))
+        place = (place + 1) / 2 * (extent - 1) if given["align_corners"] else ((place + 1) * extent - 1) / 2
+        if given["padding_mode"] == 2:  # mirrored at the edges until it lies inside
+            low, high = (Fraction(0), Fraction(extent - 1)) if given["align_corners"] else (-HALF, extent - HALF)
+            while not low <= place <= high and high > low:
+                place = 2 * low - place if place < low else 2 * high - place
+        place = min(max(place, Fraction(0)), Fraction(extent - 1))
+        nearest = round(place) if given["interpolation_mode"] == 1 else math.floor(place + HALF)
+        own.append(nearest)
     return {("input", tuple(own)): 1.0}
 
 

@@ -47,6 +47,17 @@ PASSES = (
     aten.sign.default,
     aten.log.default,
     aten.log1p.default,
+    aten.log2.default,
+    aten.log10.default,
+    aten.exp2.default,
+    aten.expm1.default,
+    aten.atan.default,
+    aten.round.default,
+    aten.floor.default,
+    aten.ceil.default,
+    aten.trunc.default,
+    aten.fmod.Scalar,
+    aten.remainder.Scalar,
     aten.sqrt.default,
     aten.rsqrt.default,
     aten.reciprocal.default,
@@ -71,6 +82,7 @@ SCALES = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
 
 _BY_ELEMENT = frozenset({
     *PASSES, *SCALES, aten.rsub.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor,
+    aten.div.Tensor_mode,
 } - {aten.softmax.int, aten.log_softmax.int})  # fmt: skip
 """Operations of which an element depends on the same element of what is not constant among their operands."""
 
@@ -162,7 +174,7 @@ def gated_half(visit: Visit, points: Points) -> Flow:
     return [(visit.source("self"), points.moved(points.index + outer * passes * inner, apart=True))]
 
 
-@rule(aten.div.Tensor)
+@rule(aten.div.Tensor, aten.div.Tensor_mode)
 def numerator(visit: Visit, points: Points) -> Flow:
     """Quotient: follow what is divided (normalisation), or if that is constant its divisor. Mass: kept whole."""
     divided = visit.source("self")

@@ -16,6 +16,11 @@ aten = torch.ops.aten
 _ROUNDING = 1e-9
 """A place half-way between two cells that is missed by rounding alone is half-way."""
 
+_LINEAR, _NEAREST = 0, 1
+"""How a grid's places are read, as torch numbers it."""
+_BORDER = 1
+"""What lies outside a map that a grid reads: its nearest cell."""
+
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
 _VIEWS = (
     aten.permute.default,
@@ -50,7 +55,7 @@ _PADS = (aten.pad.default, aten.constant_pad_nd.default)
 _RESIZES = (aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
 LAYOUT = frozenset({
     *_RESHAPES, *_VIEWS, *_COPIES, *_PADS, *_RESIZES, aten.cat.default, aten.stack.default,
-    aten.slice_scatter.default, aten.select_scatter.default, aten.im2col.default,
+    aten.slice_scatter.default, aten.select_scatter.default, aten.im2col.default, aten.grid_sampler_2d.default,
 })  # fmt: skip
 """Operations whose rules look up where an element was read from, and choose nothing."""
 
@@ -77,9 +82,12 @@ def strided_view(visit: Visit, points: Points) -> Flow:
     return [(source, points.moved(index, apart=visit.node.target not in _OVERLAPS))]
 
 
-@rule(*_COPIES, keeps=("indices", "index"))
+@rule(*_COPIES, aten.gather.default, keeps=("indices", "index"))
 def looked_up(visit: Visit, points: Points) -> Flow:
-    """Copy: do the same to a tensor that holds its own positions, and read there. Mass: kept whole."""
+    """Copy: do the same to a tensor that holds its own positions, and read there. Mass: kept whole.
+
+    What is gathered was chosen, as by a pool (the strongest, the best tokens), so this is not among `LAYOUT`.
+    """
     source = visit.source("self")
     shape = visit.shapes[source]
     # In float64, which is exact: not all operations take integers.
@@ -207,4 +215,28 @@ def nearest_cell(visit: Visit, points: Points) -> Flow:
     )
     read = resize(torch.stack(ramps)[None], *rest)[0, :, row, col]  # type: ignore[operator]
     place = (read + (0.5 + _ROUNDING)).long()
+    return [(source, points.moved(ravel([image, channel, *place], shape)))]
+
+
+@rule(aten.grid_sampler_2d.default, keeps=("grid",))
+def nearest_sample(visit: Visit, points: Points) -> Flow:
+    """Map read at places that a grid names (spatial transformer): go to the cell that weighs most there.
+
+    As `nearest_cell`; a place outside the map goes to the nearest cell. Mass: kept whole.
+    """
+    source = visit.source("input")
+    shape, grid = visit.shapes[source], visit.tensor("grid")
+    mode, padding = (visit.plain(name) for name in ("interpolation_mode", "padding_mode"))
+    ramps = torch.meshgrid(
+        *(torch.arange(side, dtype=torch.float64, device=grid.device) for side in shape[2:]), indexing="ij"
+    )
+    read = aten.grid_sampler_2d.default(
+        torch.stack(ramps).expand(len(grid), -1, -1, -1),
+        grid.double(),
+        mode if mode == _NEAREST else _LINEAR,  # cubic weights are largest where linear ones are
+        padding or _BORDER,  # zeros outside would bend the ramps
+        visit.plain("align_corners"),
+    )
+    image, channel, row, col = unravel(points.index, visit.shape)
+    place = (read[image, :, row, col].T + (0.5 + _ROUNDING)).long()
     return [(source, points.moved(ravel([image, channel, *place], shape)))]

@@ -21,9 +21,15 @@ POOLS = frozenset(
         aten.avg_pool2d.default,
         aten.adaptive_avg_pool2d.default,
         aten.amax.default,
+        aten.amin.default,
         aten.logsumexp.default,
         aten.mean.dim,
         aten.sum.dim_IntList,
+        aten.var.dim,
+        aten.var.correction,
+        aten.std.dim,
+        aten.std.correction,
+        aten.linalg_vector_norm.default,
     }
 )
 """Operations that take one value of several places: behind them vectors end."""
@@ -81,17 +87,41 @@ def largest_member(visit: Visit, points: Points) -> Flow:
 
     Mass: kept whole.
     """
-    return _members(visit, points, "argmax")
+    return _members(visit, points, visit.tensor("self"), "argmax")
+
+
+@rule(aten.amin.default, keeps=("self",))
+def smallest_member(visit: Visit, points: Points) -> Flow:
+    """Go to the smallest of all places; ties to the first in row-major order. Mass: kept whole."""
+    return _members(visit, points, -visit.tensor("self"), "argmax")
 
 
 @rule(aten.mean.dim, aten.sum.dim_IntList, keeps=("self",))
 def strong_members(visit: Visit, points: Points) -> Flow:
     """As `strong_cells`, over all places that were averaged, or summed, into one, whatever the dimensions."""
-    return _members(visit, points, visit.options.average_pool)
+    return _members(visit, points, visit.tensor("self"), visit.options.average_pool)
 
 
-def _members(visit: Visit, points: Points, average_pool: Literal["above_mean", "argmax"]) -> Flow:
-    values = visit.tensor("self")
+@rule(aten.var.dim, aten.var.correction, aten.std.dim, aten.std.correction, keeps=("self",))
+def far_members(visit: Visit, points: Points) -> Flow:
+    """Variance or deviation: as `strong_members`, of the squared distances from the mean that it is the mean of."""
+    values = visit.tensor("self").float()
+    count = values.numel() // visit.shape.numel()
+    sums = values.sum(visit.plain("dim"), keepdim=True)
+    distances = count * values - sums  # so many times as far: ties of whole numbers are exact
+    return _members(visit, points, distances.square(), visit.options.average_pool)
+
+
+@rule(aten.linalg_vector_norm.default, keeps=("self",))
+def strong_powers(visit: Visit, points: Points) -> Flow:
+    """Norm: as `strong_members`, of the powers whose sum it is the root of; of a maximum norm the largest."""
+    sizes, power = visit.tensor("self").abs(), float(visit.plain("ord"))
+    if math.isinf(power):
+        return _members(visit, points, sizes * math.copysign(1.0, power), "argmax")
+    return _members(visit, points, sizes**power, visit.options.average_pool)
+
+
+def _members(visit: Visit, points: Points, values: Tensor, average_pool: Literal["above_mean", "argmax"]) -> Flow:
     reduced = sorted(d % values.dim() for d in (visit.plain("dim") or range(values.dim())))
     kept = [d for d in range(values.dim()) if d not in reduced]
     by_output = values.permute(*kept, *reduced)  # the output's elements first, then what each averages

@@ -141,8 +141,9 @@ class RuleTable(Mapping[Callable[..., Any], Entry]):
         assert callable(node.target)
         entry = self._entries.get(node.target)
         if entry is None:
+            asked = node if hasattr(node.target, "_schema") else node.all_input_nodes[0]  # one of several outputs
             raise MissingRule(
-                f"no backtracking rule for {node.target} at node '{node.name}'{described(node)}; "
+                f"no backtracking rule for {asked.target} at node '{node.name}'{described(node)}; "
                 "add one with @rule in fixcore/rules"
             )
         return entry

@@ -290,9 +290,44 @@ def test_adaptive_average_pool(seed, options, extent, out):
 
 @quick
 @given(seed=seeds, options=options, dims=st.sampled_from([[2, 3], [-1, -2], [1], [0], [1, 3]]), keep=st.booleans())
-@pytest.mark.parametrize("operation", [aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.logsumexp.default])
+@pytest.mark.parametrize("operation", [
+    aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default, aten.logsumexp.default,
+])  # fmt: skip
 def test_mean(operation, seed, options, dims, keep):
     check_against_oracle(one_node(operation, integers(seed, 2, 3, 2, 2), dims, keep, options=options))
+
+
+@quick
+@given(seed=seeds, options=options, dims=st.sampled_from([[2, 3], [-1, -2], [1], [1, 3]]), keep=st.booleans())
+@pytest.mark.parametrize("correction", [0, 1])
+@pytest.mark.parametrize("operation", ["var", "std"])
+def test_variance(operation, correction, seed, options, dims, keep):
+    values = integers(seed, 2, 3, 2, 2)
+    by_flag, by_number = getattr(aten, operation).dim, getattr(aten, operation).correction
+    check_against_oracle(one_node(by_flag, values, dims, bool(correction), keep, options=options))
+    check_against_oracle(one_node(by_number, values, dims, options=options, correction=correction, keepdim=keep))
+
+
+@quick
+@given(seed=seeds, options=options, dims=st.sampled_from([[2, 3], [-1], [1, 3]]), keep=st.booleans())
+@pytest.mark.parametrize("power", [1, 2, 3, float("inf"), float("-inf")])
+def test_norm(power, seed, options, dims, keep):
+    case = one_node(aten.linalg_vector_norm.default, integers(seed, 2, 3, 2, 2), power, dims, keep, options=options)
+    check_against_oracle(case)
+
+
+@quick
+@given(
+    seed=seeds,
+    extent=st.tuples(st.integers(1, 5), st.integers(1, 4)),
+    mode=st.integers(0, 2),
+    padding=st.integers(0, 2),
+    aligned=st.booleans(),
+)
+def test_reading_at_places_of_a_grid(seed, extent, mode, padding, aligned):
+    grid = integers(seed + 1, 2, 3, 2, 2, low=-9, high=9) / 8
+    arguments = (integers(seed, 2, 2, *extent), grid, mode, padding, aligned)
+    check_against_oracle(one_node(aten.grid_sampler_2d.default, *arguments, options=MASS, constants=(1,)))
 
 
 SAME_PLACE: list[tuple[Any, tuple[Any, ...]]] = [
@@ -330,6 +365,17 @@ SAME_PLACE: list[tuple[Any, tuple[Any, ...]]] = [
     (aten.sign.default, ()),
     (aten.log.default, ()),
     (aten.log1p.default, ()),
+    (aten.log2.default, ()),
+    (aten.log10.default, ()),
+    (aten.exp2.default, ()),
+    (aten.expm1.default, ()),
+    (aten.atan.default, ()),
+    (aten.round.default, ()),
+    (aten.floor.default, ()),
+    (aten.ceil.default, ()),
+    (aten.trunc.default, ()),
+    (aten.fmod.Scalar, (2,)),
+    (aten.remainder.Scalar, (2,)),
     (aten.sqrt.default, ()),
     (aten.rsqrt.default, ()),
     (aten.reciprocal.default, ()),
@@ -415,6 +461,11 @@ def test_gated_linear_unit(shape, dim):
     check_against_oracle(one_node(aten.glu.default, integers(0, *shape), dim, options=MASS))
 
 
+def test_a_quotient_that_is_rounded():
+    operands = (integers(0, 2, 3, 2, 2), integers(1, 3, 1, 1, low=1))
+    check_against_oracle(one_node(aten.div.Tensor_mode, *operands, options=MASS, constants=(), rounding_mode="floor"))
+
+
 def test_a_sum_in_place_follows_the_same_rule():
     case = one_node(aten.add_.Tensor, integers(1, 2, 2, 2, 2), integers(2, 2, 2, 2, 2), options=MASS, constants=())
     check_against_oracle(case)
@@ -450,6 +501,8 @@ LAYOUT: list[tuple[Any, tuple[int, ...], tuple[Any, ...]]] = [
     (aten.tile.default, (2, 3), ([2, 1, 3],)),
     (aten.rot90.default, (2, 3, 4), (1, [1, 2])),
     (aten.index_select.default, (2, 3, 4), (1, torch.tensor([2, 0, 2]))),
+    (aten.gather.default, (2, 3, 4), (1, torch.tensor([[[2, 0, 1, 1]], [[0, 0, 2, 1]]]))),
+    (aten.gather.default, (2, 3, 4), (-1, torch.tensor([[[3, 0]] * 3, [[1, 1]] * 3]))),
     (aten.pixel_shuffle.default, (2, 4, 3, 2), (2,)),
     (aten.pixel_unshuffle.default, (2, 3, 4, 2), (2,)),
     (aten.channel_shuffle.default, (2, 6, 2, 2), (3,)),
@@ -671,7 +724,9 @@ def test_every_rule_is_exercised_above():
         aten.maximum.default, aten.minimum.default, aten.glu.default, aten.upsample_nearest2d.vec,
         aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec, aten.where.self, aten.where.ScalarSelf,
         aten.where.ScalarOther, aten.conv_transpose2d.input, aten.im2col.default, aten.col2im.default,
-        aten.slice_scatter.default, aten.select_scatter.default,
+        aten.slice_scatter.default, aten.select_scatter.default, aten.amin.default, aten.var.dim, aten.var.correction,
+        aten.std.dim, aten.std.correction, aten.grid_sampler_2d.default, aten.div.Tensor_mode,
+        aten.linalg_vector_norm.default,
     }  # fmt: skip
     listed = itertools.chain((op for op, _ in SAME_PLACE), (op for op, _, _ in LAYOUT))
     assert named | set(listed) == set(rule)

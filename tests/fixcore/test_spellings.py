@@ -17,6 +17,7 @@ TARGET = torch.tensor([0, 1, 2])
 
 KERNEL = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(1))
 SCALE = torch.rand(8, 1, 1, generator=torch.Generator().manual_seed(2)) + 1
+RAMP = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(3))
 SPREAD = 3 * torch.eye(8)[:, :, None, None].expand(8, 8, 2, 2)
 
 
@@ -25,6 +26,20 @@ def written(values: Tensor, where: slice | int) -> Tensor:
     values = values.clone()
     values[:, where] = values[:, 5:] if isinstance(where, slice) else values[:, -1]
     return values
+
+
+THIRDS = torch.tensor([[0, 1, 2, 2], [2, 3, 4, 5], [5, 6, 7, 7]])
+"""Rows of an adaptive pool from 8 to 3, from floor(i * 8 / 3) to ceil((i + 1) * 8 / 3)."""
+
+
+def standardised(values: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
+    return (values - mean[:, None]) * torch.rsqrt(variance[:, None] + 1e-6)
+
+
+def grid(values: Tensor, zoom: float) -> Tensor:
+    """Where a spatial transformer reads a map: as it is, or left and right changed."""
+    transform = torch.tensor([[[zoom, 0.0, 0.0], [0.0, 1.0, 0.0]]]).expand(values.shape[0], 2, 3)
+    return functional.affine_grid(transform, list(values.shape), align_corners=False)
 
 
 class Does(nn.Module):
@@ -118,6 +133,38 @@ def traced(model: nn.Module) -> fixcore.Fixations:
             Does(lambda x: functional.conv_transpose2d(x, SPREAD, stride=2)),
             Does(lambda x: x.repeat_interleave(2, 2).repeat_interleave(2, 3) * 3),
         ),
+        (nn.AdaptiveMaxPool2d((3, 2)), Does(lambda x: x[:, :, THIRDS].unflatten(4, (2, 4)).amax((3, 5)))),
+        (
+            Does(lambda x: functional.adaptive_max_pool1d(x.flatten(2), 4)),
+            nn.Sequential(nn.Flatten(2), nn.MaxPool1d(16)),
+        ),
+        (Does(lambda x: x.flatten(2).topk(5)[0]), Does(lambda x: x.flatten(2).sort(2, descending=True)[0][..., :5])),
+        (
+            Does(lambda x: x.flatten(2).topk(5, 1).values),
+            Does(lambda x: torch.gather(x, 1, x.topk(5, 1)[1]).flatten(2)),
+        ),
+        (
+            Does(lambda x: (x + RAMP).flatten(2).kthvalue(9, 2)[0]),
+            Does(lambda x: (x + RAMP).flatten(2).sort(2)[0][..., 8]),
+        ),
+        (Does(lambda x: (x + RAMP).median(1, True)[0]), Does(lambda x: (x + RAMP).sort(dim=1, stable=True)[0][:, 3:4])),
+        (Does(lambda x: x.flatten(2).cummax(2)[0][..., -1]), Does(lambda x: x.amax((2, 3)))),
+        (Does(lambda x: x.flatten(2).min(2).values), Does(lambda x: -(-x).amax((2, 3)))),
+        (Does(lambda x: x.amin((2, 3))), Does(lambda x: -(-x).amax((2, 3)))),
+        (Does(lambda x: standardised(x, *torch.var_mean(x, 1))), Does(lambda x: standardised(x, x.var(1), x.mean(1)))),
+        (Does(lambda x: torch.std_mean(x, (2, 3))[0]), Does(lambda x: x.std((2, 3)))),
+        (Does(lambda x: functional.grid_sample(x, grid(x, 1.0), align_corners=False)), nn.Identity()),
+        (Does(lambda x: functional.grid_sample(x, grid(x, -1.0), align_corners=False)), Does(lambda x: x.flip(3))),
+        (Does(lambda x: torch.lerp(x, x.flip(3), 0.25)), Does(lambda x: x + 0.25 * (x.flip(3) - x))),
+        (
+            Does(lambda x: torch.baddbmm(torch.ones(1, 4, 1), x.flatten(2)[:, :4], x.flatten(2)[:, 4:].mT)),
+            Does(lambda x: torch.bmm(x.flatten(2)[:, :4], x.flatten(2)[:, 4:].mT) + 1),
+        ),
+        (Does(lambda x: x.view(len(x), 4, 2, 8, 8).amax(2)), Does(lambda x: x.unflatten(1, (4, 2)).amax(2))),
+        (
+            Does(lambda x: x * torch.linalg.vector_norm(x, dim=1, keepdim=True)),
+            Does(lambda x: x * x.norm(dim=1, keepdim=True)),
+        ),
     ],
     ids=lambda layer: type(layer).__name__,
 )
@@ -173,6 +220,19 @@ class LastNorm(nn.LayerNorm):
         return super().forward(values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class SpatialTransformer(nn.Module):
+    """Says by the image itself where to read it (Jaderberg et al. 2015)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Linear(8, 6)
+
+    def forward(self, values: Tensor) -> Tensor:
+        transform = self.places(values.mean((2, 3))).view(-1, 2, 3)
+        where = functional.affine_grid(transform, list(values.shape), align_corners=False)
+        return functional.grid_sample(values, where, align_corners=False)
+
+
 CORE: dict[str, Callable[[], nn.Module]] = {
     "other convolutions": lambda: nn.Sequential(
         nn.ConvTranspose2d(8, 4, 3, 2, 1, 1, groups=2), nn.Flatten(2), nn.Conv1d(4, 6, 3, 2, 1, groups=2), nn.ReLU()
@@ -190,6 +250,9 @@ CORE: dict[str, Callable[[], nn.Module]] = {
     "average pool of channels that lie together": lambda: nn.Sequential(LastNorm(8), nn.AdaptiveAvgPool2d(1)),
     "softmax pool": lambda: Does(lambda x: (x.flatten(2) * x.flatten(2).softmax(2)).sum(2)),
     "resized": lambda: nn.Upsample(scale_factor=2),
+    "read at places of a grid": SpatialTransformer,
+    "strongest, deviation": lambda: Does(lambda x: torch.cat([x.flatten(2).topk(4, 2)[0].mean(2), x.std((2, 3))], 1)),
+    "maxima of uneven windows": lambda: nn.AdaptiveMaxPool2d((3, 5)),
     "rolled, chunked": lambda: Does(lambda x: torch.cat(x.roll(3, 2).chunk(2, 1)[::-1], 1)),
 }
 
@@ -250,7 +313,73 @@ class Pooled(nn.Module):
         return values.clamp(min=1e-6).pow(self.power).mean((2, 3)).pow(1 / self.power)
 
 
+class Prototypes(nn.Module):
+    """How near a map comes to learned parts (Chen et al. 2019)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.Parameter(torch.rand(6, 8))
+
+    def forward(self, values: Tensor) -> Tensor:
+        parts = self.parts[None].expand(len(values), -1, -1)
+        nearest = torch.cdist(values.flatten(2).mT, parts).min(1).values
+        return torch.log((nearest**2 + 1) / (nearest**2 + 1e-4))
+
+
+class Prunes(nn.Module):
+    """Goes on with the tokens that score highest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(8, 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        tokens = values.flatten(2).mT
+        best = self.score(tokens)[..., 0].topk(5, 1).indices
+        return torch.gather(tokens, 1, best[..., None].expand(-1, -1, 8)).mean(1)
+
+
+class Queries(nn.Module):
+    """Learned queries attend to the map; how many images there are is asked by len()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.rand(1, 3, 8))
+        self.attend = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, values: Tensor) -> Tensor:
+        tokens = values.flatten(2).mT
+        return self.attend(self.queries.expand(len(values), -1, -1), tokens, tokens, need_weights=False)[0]
+
+
+class Recurrent(nn.Module):
+    """Reads the rows of a map, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.LSTM(64, 6, batch_first=True, bidirectional=True)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.rows(values.transpose(1, 2).flatten(2))[0][:, -1]
+
+
 COMMON: dict[str, nn.Module] = {
+    "spatial transformer": SpatialTransformer(),
+    "prototypes": Prototypes(),
+    "pruned tokens": Prunes(),
+    "queries": Queries(),
+    "rows read in order": Recurrent(),
+    "mean and deviation": Does(lambda x: torch.cat([x.mean((2, 3)), x.std((2, 3))], 1)),
+    "spatial pyramid": Does(
+        lambda x: torch.cat([functional.adaptive_max_pool2d(x, k).flatten(1) for k in (1, 2, 3)], 1)
+    ),
+    "mean of the strongest": Does(lambda x: x.flatten(2).topk(4, 2)[0].mean(2)),
+    "quantile": Does(lambda x: x.flatten(2).quantile(0.9, dim=2)),
+    "likeness to patterns": Does(
+        lambda x: functional.cosine_similarity(x.flatten(2).mean(2)[:, None], torch.eye(8)[None, :5], dim=-1)
+    ),
+    "smooth maximum of two": Does(lambda x: torch.logaddexp(x, x.flip(3))),
+    "rounded": Does(lambda x: (x * 8).round() / 8 + torch.floor(x * 4) / 4),
     "concatenated pools": Does(lambda x: torch.cat([functional.adaptive_avg_pool2d(x, 1), x.amax((2, 3), True)], 1)),
     "generalised mean": Pooled(),
     "power mean": nn.LPPool2d(2, 2),
@@ -295,6 +424,31 @@ def test_positions_of_a_maximum_are_no_maxima(pool: Callable[[Tensor], tuple[Ten
     assert len(traced(network(Does(both)))) == len(IMAGES)  # the logits are compared in `traced`
 
 
-def test_a_maximum_over_windows_of_several_sizes_is_named() -> None:
-    with pytest.raises(fixcore.MissingRule, match="no backtracking rule for"):
-        traced(network(nn.AdaptiveMaxPool2d(3)))
+def test_one_of_several_outputs_is_named_by_its_operation() -> None:
+    with pytest.raises(fixcore.MissingRule, match=r"no backtracking rule for aten\.mode"):
+        traced(network(Does(lambda x: x.flatten(2).mode(2)[0])))
+
+
+def test_frequencies_are_named() -> None:
+    """Complex numbers measure: evidence does not end at them in silence."""
+    with pytest.raises(fixcore.MissingRule, match="fft"):
+        traced(network(Does(lambda x: torch.fft.rfft2(x).abs())))
+
+
+def test_whole_numbers_on_all_ways_are_refused() -> None:
+    with pytest.raises(fixcore.CaptureError, match="as in a quantised network"):
+        traced(network(Does(lambda x: (x * 20).to(torch.int8).float())))
+
+
+def test_a_fixed_number_of_images_is_explained() -> None:
+    with pytest.raises(fixcore.CaptureError, match=r"fixes the number of images, .* use x\.shape\[0\]"):
+        traced(network(Does(lambda x: x.reshape(3, 4, 2, 8, 8).amax(2))))
+
+
+def test_capturing_says_nothing(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
+    """Neither of a recurrent layer's weights nor of an attempt that failed."""
+    traced(network(Recurrent()))
+    with pytest.raises(fixcore.CaptureError):
+        traced(network(Does(lambda x: torch.take_along_dim(x, x.argsort(1), 1))))
+    assert not recwarn.list
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,58 @@
+"""Operations that no rule knows, taken apart into simpler ones: torch says what most of its operations consist of."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+
+from fixcore.rules import rule
+from fixcore.simplify import FILLED
+from fixcore.spelling import SPELLED
+from fixcore.structure import measures
+
+FOLLOWED: frozenset[Any] = frozenset({*rule, *SPELLED, *FILLED, operator.getitem})
+"""Operations that stay whole: they have a rule, are said in another way that has one, or end a walk."""
+
+
+def decomposed(program: ExportedProgram) -> ExportedProgram:
+    """Return a program that does the same, in which evidence meets operations with a rule as far as torch knows how.
+
+    Recurrent layers, einsum, distances, norms and so on become the simpler operations that they consist of. Whatever
+    has a rule stays as it is, and so does what carries no evidence: all that does not depend on the images. What an
+    operation consists of may consist of something in turn.
+    """
+    every = torch.export.default_decompositions()
+    program = program.run_decompositions({})  # which says in-place operations as plain ones
+    tried: set[Any] = set()
+    while apart := {operation for operation in _unknown(program) if operation in every} - tried:
+        tried |= apart
+        with suppress(Exception):  # not for any number of images: it stays whole, and is named if evidence meets it
+            program = program.run_decompositions({operation: every[operation] for operation in apart})
+    return program
+
+
+def _unknown(program: ExportedProgram) -> Iterator[Any]:
+    """Yield the operations between images and logits that no rule knows."""
+    inputs = (spec.arg.name for spec in program.graph_signature.input_specs if spec.kind is InputKind.USER_INPUT)
+    images = set(inputs)
+    reached: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and node.name in images:
+            reached.add(node)
+        elif node.op == "call_function" and any(source in reached for source in node.all_input_nodes):
+            value = node.meta.get("val")
+            if any(isinstance(part, Tensor) and measures(part.dtype) for part in _parts(value)):
+                reached.add(node)
+                if node.target not in FOLLOWED:
+                    yield node.target
+
+
+def _parts(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
