@@ -16,7 +16,7 @@ from fixcore.baselines.class_maps import enlarged, map_extent
 from fixcore.baselines.replay import gradients_allowed, replay, scores_of
 from fixcore.errors import CaptureError, MissingRule
 from fixcore.graph import Graph
-from fixcore.rules import LAYOUT, POOLS
+from fixcore.rules import LAYOUT
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import PASSES, SCALES
 
@@ -31,7 +31,10 @@ _MEANS = (
     aten.add.Tensor,
     aten.add_.Tensor,
 )
-_SELECTS = LAYOUT | (POOLS - set(_MEANS))
+_MAXIMA = (aten.max_pool2d.default, aten.amax.default, aten.amin.default, aten.logsumexp.default)
+_READ = (aten.gather.default, aten.grid_sampler_2d.default)
+"""Operations that read their first argument at places that the others name."""
+_SELECTS = LAYOUT.union(_MAXIMA).difference(_READ)
 _NORMALISES = (aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, *PASSES, *SCALES)
 
 Passed = list[tuple[fx.Node, Tensor]]
@@ -122,6 +125,10 @@ def _passed(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], arrived:
         sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
         parts = [values[source] for source in sources]
         return list(zip(sources, _vjp(_of_sources(node, values, sources), parts, arrived), strict=True))
+    if operation in _READ:
+        first, *_ = named
+        source = named[first]
+        return [(source, *_vjp(_bound(node, named, values, first), [values[source]], arrived))]
     if operation in _NORMALISES:
         return [(named["self"] if "self" in named else named["input"], arrived)]
     if operation is aten.mul.Tensor or operation is aten.div.Tensor:

@@ -190,7 +190,7 @@ def test_excitation_backprop_is_the_papers_formula() -> None:
 
 
 def test_excitation_keeps_its_probability_through_every_kind_of_layer(images: Tensor) -> None:
-    """Skip connections, pools, concatenation, gates and attention: what arrives is what set out."""
+    """Skip connections, pools, places of a grid, concatenation, gates, attention: what arrives is what set out."""
 
     class Kinds(nn.Module):
         def __init__(self) -> None:
@@ -204,6 +204,9 @@ def test_excitation_keeps_its_probability_through_every_kind_of_layer(images: Te
         def forward(self, x: Tensor) -> Tensor:
             x = functional.max_pool2d(functional.relu(self.wide(x)), 2)
             x = x + self.fine(functional.avg_pool2d(x, 3, 1, 1)) * x.mean((2, 3), keepdim=True).sigmoid()
+            zoom = torch.eye(2, 3) * x.mean((1, 2, 3)).sigmoid()[:, None, None]
+            where = functional.affine_grid(zoom, list(x.shape), align_corners=False)
+            x = functional.adaptive_max_pool2d(functional.grid_sample(x, where, align_corners=False), (4, 3))
             tokens = x.flatten(2).transpose(1, 2)
             looked = functional.scaled_dot_product_attention(tokens, tokens, tokens).transpose(1, 2).reshape(x.shape)
             return self.head(torch.cat([x, looked], 1).mean((2, 3)))
