@@ -251,7 +251,7 @@ def explain(
     debug: Debug = False,
 ) -> None:
     """Draw why one image was judged as it was: fixations, box, mask and heat map for both labels."""
-    from pipeline.explain import explain as draw
+    from pipeline.pages.explain import explain as draw
     from pipeline.runfolder import RunFolder
 
     target = out or Path(f"{Path(image_id.replace('/', '_')).stem}-explained.png")
@@ -268,7 +268,7 @@ def explain(
 def report(run: RunPath, as_json: Json = False, debug: Debug = False) -> None:
     """Write the report of a run anew, and print where it lies."""
     from jobs.result import read_facts
-    from pipeline.report import write_report
+    from pipeline.pages.report import write_report
     from pipeline.runfolder import RunFolder
 
     read_facts(RunFolder(run))

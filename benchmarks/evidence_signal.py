@@ -29,7 +29,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.real_data import _DATA, AUDITS
-from pipeline.audit import read_audited_classes, read_label_cut, write_audit
+from pipeline.audit.flags import read_audited_classes, read_label_cut, write_audit
 from pipeline.runfolder import RunFolder
 
 _REPEATS = 20

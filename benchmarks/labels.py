@@ -39,8 +39,8 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.labels import LabelAudit, find_label_errors, judge_labels
-from pipeline.verdicts import UNSEEN
+from pipeline.labels.label_errors import LabelAudit, find_label_errors, judge_labels
+from pipeline.labels.verdicts import UNSEEN
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _CIFAR_IMAGES = 10_000

@@ -1,7 +1,7 @@
 """How near a picture saved anew stays to itself, and how near others come: `python -m benchmarks.near_duplicates`.
 
-For photographs and CIFAR-10 images: the correlation of thumbnails (`pipeline.duplicates`) between an image and its
-changed copy (1 % and 5 % quantile), between different images (the most, and pairs from `SAME_PICTURE` on), and how
+For photographs and CIFAR-10 images: the correlation of thumbnails (`pipeline.audit.duplicates`) between an image and
+its changed copy (1 % and 5 % quantile), between different images (the most, and pairs from `SAME_PICTURE` on), and how
 long the search takes. `--features` asks the same of two networks' features instead. Needs the benchmark data; 1
 minute, 5 with features.
 """
@@ -22,8 +22,8 @@ from torch import Tensor
 
 import fixcore
 from benchmarks.photographs import FOLDER, TrainedNetwork, read_networks, read_photographs
-from pipeline.duplicates import SAME_PICTURE, near_pairs
-from pipeline.images import thumbnail
+from pipeline.audit.duplicates import SAME_PICTURE, near_pairs
+from pipeline.dataset.images import thumbnail
 
 
 def compressed(picture: Image.Image) -> Image.Image:

@@ -101,7 +101,7 @@ def shortcut(data: Path, out: Path, images: int) -> Audit:
 
 def train(data: Path, out: Path, images: int) -> Audit:
     """CIFAR-10 with aggregate human labels, small networks from scratch."""
-    from pipeline.network import small_network
+    from pipeline.judging.network import small_network
 
     dataset, true_name, errors = _cifar(data, out, images)
     return Audit(

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from scipy.fft import idctn
 
 from pipeline import schema
-from pipeline.audit import write_audit
-from pipeline.images import THUMBNAIL
-from pipeline.issues import write_issues
-from pipeline.review import images_to_review
+from pipeline.audit.flags import write_audit
+from pipeline.audit.issues import write_issues
+from pipeline.audit.review import images_to_review
+from pipeline.audit.summary import write_summary
+from pipeline.dataset.images import THUMBNAIL
 from pipeline.runfolder import RunFolder
-from pipeline.summary import write_summary
 
 _PART_ROWS = 10_000
 _POINTS = 8

@@ -3,9 +3,9 @@
 Small classifiers learn single handwritten digits at random places. Then they are shown two digits apart, and two digits
 blended at one place, of held-out scans, and both classes are traced. Printed for each network and each contrast: the
 distance of the two evidences in both cases (or their overlap, `--measure overlap`), how well it tells one case from
-the other (AUROC), how well the swing of the odds between the two halves does (`pipeline.halves`), and the share told
-rightly by the audit's rule (`pipeline.apart`), which learns what is usual from the first two guesses at other images,
-that show one thing: by distance alone, and by both.
+the other (AUROC), how well the swing of the odds between the two halves does (`pipeline.judging.halves`), and the share
+told rightly by the audit's rule (`pipeline.labels.apart`), which learns what is usual from the first two guesses at
+other images, that show one thing: by distance alone, and by both.
 
 `--photographs` asks the same of trained ImageNet networks: two photographs side by side, against the first two guesses
 at one photograph, which for every second one say what is usual. `--cifar` asks it of CIFAR-10 networks: two test images
@@ -34,8 +34,8 @@ import fixcore
 from benchmarks.digits import DIGIT, SIDE, corners_apart, fit_single, put, put_pair, scans
 from benchmarks.photographs import FOLDER, read_networks, read_photographs
 from jobs.machine import keep_freed_memory
-from pipeline.apart import Usual
-from pipeline.halves import log_odds, swing
+from pipeline.judging.halves import log_odds, swing
+from pipeline.labels.apart import Usual
 
 CONTRASTS: tuple[Any, ...] = (None, "mean", "softmax", "runner_up")
 

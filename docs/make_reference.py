@@ -20,7 +20,7 @@ import typer  # noqa: E402
 
 import cli  # noqa: E402
 from pipeline import schema  # noqa: E402
-from pipeline.summary import ClassSummary, Summary  # noqa: E402
+from pipeline.audit.summary import ClassSummary, Summary  # noqa: E402
 
 _GENERATED = "<!-- Made by docs/make_reference.py; do not edit. -->\n"
 _TABLES = {

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from pipeline.dataset.sample import Score, read_truth, score_flags, write_digits_sample
 from pipeline.runfolder import RunFolder
-from pipeline.sample import Score, read_truth, score_flags, write_digits_sample
 
 _TRUTH = "truth.csv"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
-from pipeline.images import DecodedShard
-from pipeline.manifest import Shard
+from pipeline.dataset.images import DecodedShard
+from pipeline.dataset.manifest import Shard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -13,12 +13,12 @@ from fixcore.methods import DEFAULT, METHODS, find_methods
 from jobs.machine import keep_freed_memory, usable_cores, usable_device
 from jobs.progress import Reporter
 from pipeline.annotated import read_annotated
+from pipeline.dataset.manifest import read_class_names
 from pipeline.evaluate.gallery import draw_gallery, last_layers
 from pipeline.evaluate.protocols import check_name, evaluate
 from pipeline.evaluate.request import Request
 from pipeline.evaluate.subject import load_subject
 from pipeline.evaluate.table import Table, merged_facts
-from pipeline.manifest import read_class_names
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from jobs.engine import Decode, Finish, Item, Result, Step, Tell
 from jobs.machine import keep_freed_memory, usable_cores
-from pipeline.manifest import Shard
+from pipeline.dataset.manifest import Shard
 
 
 class InProcess:

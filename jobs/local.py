@@ -21,14 +21,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from jobs.engine import Decode, Finish, Item, Result, Step, Tell
 from jobs.machine import keep_freed_memory, usable_cores
+from pipeline.dataset.images import DecodedShard
+from pipeline.dataset.manifest import Shard
 from pipeline.errors import AuditError
-from pipeline.images import DecodedShard
-from pipeline.manifest import Shard
 
 _MEMORY_PER_WORKER = 3 << 30
 """Bytes that torch, a network and the recorded activations of a batch take, on the large side."""
 _DECODE_THREADS = 4
-"""What one decoding task keeps busy with large images (`pipeline.images`)."""
+"""What one decoding task keeps busy with large images (`pipeline.dataset.images`)."""
 _QUEUED = 2
 """Shards handed to an actor: one being judged, one waiting for it."""
 _LOST_BEFORE_GIVING_UP = 2

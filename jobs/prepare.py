@@ -27,19 +27,19 @@ from numpy.typing import NDArray
 from jobs.engine import Engine, Tell
 from jobs.progress import Reporter
 from jobs.shards import UNREADABLE, SaveFeatures, SavePixels
+from pipeline.audit.duplicates import same_pictures
 from pipeline.config import RunConfig
-from pipeline.duplicates import same_pictures
+from pipeline.dataset.images import decode_shard
+from pipeline.dataset.manifest import Manifest, Shard
 from pipeline.errors import DatasetError, RunFolderError
-from pipeline.evidence import FeatureStep
 from pipeline.files import replacing
-from pipeline.folds import assign_folds
 from pipeline.geometry import InputSpec
-from pipeline.images import decode_shard
-from pipeline.judge import JudgePlan
-from pipeline.manifest import Manifest, Shard
-from pipeline.probe import fit_heads
-from pipeline.probs import read_probabilities
-from pipeline.train import TrainPlan, train_fold, training_input
+from pipeline.judging.evidence import FeatureStep
+from pipeline.judging.folds import assign_folds
+from pipeline.judging.judge import JudgePlan
+from pipeline.judging.probe import fit_heads
+from pipeline.judging.train import TrainPlan, train_fold, training_input
+from pipeline.labels.probs import read_probabilities
 
 PREVIEW = InputSpec(size=32, fit="squash")
 """How images are decoded when no network looks at them: only to see that they can be, and how large they are."""

@@ -12,15 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline import schema
-from pipeline.audit import write_audit
+from pipeline.audit.flags import write_audit
+from pipeline.audit.issues import write_issues
+from pipeline.audit.review import write_review_list
+from pipeline.audit.summary import write_summary
 from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.gate import Gate
-from pipeline.issues import write_issues
-from pipeline.report import write_report
-from pipeline.review import write_review_list
-from pipeline.review_page import write_review_page
+from pipeline.pages.report import write_report
+from pipeline.pages.review_page import write_review_page
 from pipeline.runfolder import RunFolder
-from pipeline.summary import write_summary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from jobs.progress import Reporter
 from jobs.result import RunResult, conclude, read_facts, result_of, write_pages
-from pipeline.audit import read_audited_classes, scan
+from pipeline.audit.flags import read_audited_classes, scan
+from pipeline.audit.review import earlier_verdicts, known_verdicts, read_verdicts
 from pipeline.files import write_json
 from pipeline.gate import parse_gates
-from pipeline.review import earlier_verdicts, known_verdicts, read_verdicts
 from pipeline.runfolder import RunFolder
 
 

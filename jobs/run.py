@@ -32,18 +32,18 @@ from jobs.progress import Reporter
 from jobs.result import RunResult, conclude, result_of, write_pages
 from jobs.shards import CommitEvidence, is_committed
 from pipeline import schema
-from pipeline.apart import usual_share
+from pipeline.audit.review import known_verdicts, read_verdicts
 from pipeline.config import RunConfig
+from pipeline.dataset.images import decode_shard
+from pipeline.dataset.manifest import Manifest, read_class_names, read_manifest
 from pipeline.errors import DatasetError, VerdictsError
-from pipeline.evidence import EvidenceStep
 from pipeline.files import write_json, write_parquet
-from pipeline.folds import fold_warnings
 from pipeline.gate import parse_gates, require_classes, write_junit
-from pipeline.images import decode_shard
-from pipeline.judge import JudgePlan
-from pipeline.manifest import Manifest, read_class_names, read_manifest
-from pipeline.models import LoadedModel, load_model, resolve_classes
-from pipeline.review import known_verdicts, read_verdicts
+from pipeline.judging.evidence import EvidenceStep
+from pipeline.judging.folds import fold_warnings
+from pipeline.judging.judge import JudgePlan
+from pipeline.labels.apart import usual_share
+from pipeline.models.loading import LoadedModel, load_model, resolve_classes
 from pipeline.runfolder import RunFolder
 from pipeline.wording import amount
 

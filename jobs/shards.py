@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.duplicates import levels
+from pipeline.audit.duplicates import levels
+from pipeline.dataset.images import DecodedShard
+from pipeline.dataset.manifest import Shard
 from pipeline.files import replacing, write_json, write_parquet
-from pipeline.images import DecodedShard
-from pipeline.manifest import Shard
 from pipeline.runfolder import RunFolder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import schema
-from pipeline.summary import ClassSummary, Summary
+from pipeline.audit.summary import ClassSummary, Summary
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = runpy.run_path(str(DOCS / "make_reference.py"))["PAGES"]

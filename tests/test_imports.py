@@ -46,6 +46,23 @@ def test_a_layer_is_there_and_imports_no_outer_layer(layer: str) -> None:
     assert [(where, name) for where, name in found(layer) if name in outer] == []
 
 
+ROOMS = ("annotated", "dataset", "models", "evaluate", "labels", "judging", "audit", "pages")
+"""Of the pipeline, in the order in which an audit goes through them; what stands in no room is common ground."""
+
+
+def test_rooms_of_the_pipeline_import_one_way() -> None:
+    rooms = {path.name for path in (ROOT / "pipeline").iterdir() if (path / "__init__.py").is_file()}
+    assert rooms == set(ROOMS)
+    back = []
+    for path in files_of("pipeline"):
+        room = path.relative_to(ROOT / "pipeline").parts[0]
+        known = ROOMS[: ROOMS.index(room) + 1] if room in ROOMS else ()
+        for line, name in imported(path.read_text(encoding="utf-8")):
+            other = [part for part in name.split(".")[1:2] if name.startswith("pipeline.")]
+            back += [(f"{room}:{line}", name) for part in other if part in ROOMS and part not in known]
+    assert back == []
+
+
 def test_fixcore_knows_torch_only_but_for_its_compiled_loops_regions_and_cuts() -> None:
     allowed = {"fixcore", "torch", *sys.stdlib_module_names}
     strangers = {(where.partition(":")[0], name) for where, name in found("fixcore") if name not in allowed}
@@ -90,6 +107,6 @@ def test_the_finder_sees_imports_wherever_they_stand() -> None:
 
 def test_decoding_an_image_needs_no_network_library():
     """Ray's decoding tasks start by the hundred; torch alone would cost each seconds and 300 MB."""
-    told = "import sys, pipeline.images; print([name for name in ('torch', 'scipy', 'ray') if name in sys.modules])"
+    told = "import sys, pipeline.dataset.images; print([it for it in ('torch', 'scipy', 'ray') if it in sys.modules])"
     found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.annotated import AnnotatedImage, AnnotatedSet
+from pipeline.dataset.images import DecodedImage, ImageError, load_original, read_image
 from pipeline.errors import DatasetError
 from pipeline.evaluate.subject import Subject
 from pipeline.geometry import InputSpec, seen_region
-from pipeline.images import DecodedImage, ImageError, load_original, read_image
 
 
 @dataclass(frozen=True, slots=True, eq=False)

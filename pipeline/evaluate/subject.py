@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import fixcore
 from pipeline.errors import DatasetError
 from pipeline.geometry import InputSpec
-from pipeline.graphcache import GraphCache, default_folder
-from pipeline.models import LoadedModel, load_model
+from pipeline.models.graphcache import GraphCache, default_folder
+from pipeline.models.loading import LoadedModel, load_model
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report import write_report
+from pipeline.pages.report import write_report
 from tests.pipeline.synthetic_run import SCRIPT, Drawn, make_run
 
 CARDS = 23  # of the synthetic run: flagged images but unreadable ones, and one file shown in the card of its twin

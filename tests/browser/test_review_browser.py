@@ -5,8 +5,8 @@ import csv
 import pandas as pd
 import pytest
 
-from pipeline.review import images_to_review, read_verdicts
-from pipeline.review_page import write_review_page
+from pipeline.audit.review import images_to_review, read_verdicts
+from pipeline.pages.review_page import write_review_page
 from tests.pipeline.synthetic_run import default_images, make_run
 
 

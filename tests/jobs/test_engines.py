@@ -23,9 +23,9 @@ from jobs.engine import Engine, Step, Tell
 from jobs.inprocess import InProcess
 from jobs.local import LocalRay, _compact
 from jobs.machine import usable_cores
+from pipeline.dataset.images import DecodedShard
+from pipeline.dataset.manifest import Shard
 from pipeline.errors import AuditError, ModelError
-from pipeline.images import DecodedShard
-from pipeline.manifest import Shard
 
 
 def shards_of(*sizes: int) -> list[Shard]:

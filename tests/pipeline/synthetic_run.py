@@ -17,11 +17,11 @@ from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
 from pipeline import schema
+from pipeline.audit.shortcuts import Shortcut
+from pipeline.audit.summary import ClassSummary, Summary
 from pipeline.files import write_json
 from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
-from pipeline.shortcuts import Shortcut
-from pipeline.summary import ClassSummary, Summary
 
 SCRIPT = "<script>alert(1)</script>"
 ARABIC = "تفاحة \u202egpj.exe"
