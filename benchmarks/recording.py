@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.trace_cost import timed
 from fixcore.compiled.concatenation import concatenated
 from fixcore.compiled.pooling import max_pool
-from fixcore.packed import packed_convolution
-from fixcore.rules.window import Window, pooling_window
+from fixcore.network.packed import packed_convolution
+from fixcore.window import Window, pooling_window
 from jobs.machine import keep_freed_memory
 
 POOLS = (

@@ -23,8 +23,8 @@ from torch.nn import functional
 
 import fixcore
 from benchmarks.pages import ALGORITHM, write_between
+from fixcore.evidence.saliency import THRESHOLD, saliency_maps
 from fixcore.metrics import mask_scores, pointing_hits
-from fixcore.saliency import THRESHOLD, saliency_maps
 from jobs.machine import keep_freed_memory
 from pipeline.annotated import read_annotated
 from pipeline.evaluate.batches import Batch, Problems, batches

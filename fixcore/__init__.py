@@ -9,15 +9,22 @@ How it goes: `backtrack` visits the graph's operations in reverse and asks the r
 its points came from. Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018.
 """
 
-from fixcore.activity import activity_maps
 from fixcore.backtrack import backtrack
-from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes, threshold_region_boxes
-from fixcore.capture import capture, capture_all
-from fixcore.comparison import evidence_distance, evidence_halves, evidence_overlap
 from fixcore.errors import CaptureError, FixcoreError, InputError, MissingRule, TargetError
-from fixcore.fixations import Fixations, LayerPoints, drop_outliers, join_targets
-from fixcore.graph import Graph, Recording
-from fixcore.saliency import saliency_maps, saliency_masks
+from fixcore.evidence.activity import activity_maps
+from fixcore.evidence.boxes import (
+    box_iou,
+    evidence_boxes,
+    max_sum_boxes,
+    moment_boxes,
+    threshold_boxes,
+    threshold_region_boxes,
+)
+from fixcore.evidence.comparison import evidence_distance, evidence_halves, evidence_overlap
+from fixcore.evidence.fixations import Fixations, LayerPoints, drop_outliers, join_targets
+from fixcore.evidence.saliency import saliency_maps, saliency_masks
+from fixcore.network.capture import capture, capture_all
+from fixcore.network.graph import Graph, Recording
 from fixcore.start import Start
 
 __all__ = [

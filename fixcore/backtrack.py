@@ -9,9 +9,9 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, fx
 
-from fixcore.class_map import averaged_places, pooled_points
-from fixcore.fixations import Fixations, LayerPoints
-from fixcore.graph import Recording
+from fixcore.evidence.fixations import Fixations, LayerPoints
+from fixcore.network.class_map import averaged_places, pooled_points
+from fixcore.network.graph import Recording
 from fixcore.points import Points, is_vector, merged, ravel, settled, unravel
 from fixcore.rules import LAYOUT, MASS, PAPER, POOLS, rule
 from fixcore.rules.table import Options, Visit

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from fixcore import baselines
-from fixcore.activity import activity_maps
 from fixcore.backtrack import backtrack
-from fixcore.boxes import evidence_boxes, moment_boxes
 from fixcore.errors import TargetError
-from fixcore.graph import Graph
-from fixcore.saliency import saliency_maps
+from fixcore.evidence.activity import activity_maps
+from fixcore.evidence.boxes import evidence_boxes, moment_boxes
+from fixcore.evidence.saliency import saliency_maps
+from fixcore.network.graph import Graph
 
 Explain = Callable[[Graph, Tensor, Tensor], Tensor]
 

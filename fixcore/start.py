@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor, fx
 
-from fixcore.class_map import class_map_points
 from fixcore.errors import TargetError
-from fixcore.graph import Recording
+from fixcore.network.class_map import class_map_points
+from fixcore.network.graph import Recording
 from fixcore.points import Points
 from fixcore.rules.linear import excitation
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from fixcore.baselines.gradients import guided_gradient
 from fixcore.baselines.replay import gradients_allowed, replay, scores_of
 from fixcore.errors import CaptureError
-from fixcore.graph import Graph
+from fixcore.network.graph import Graph
 
 
 def cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fixcore.baselines.gradients import input_gradient
 from fixcore.errors import InputError
-from fixcore.graph import Graph
+from fixcore.network.graph import Graph
 
 
 def class_model(

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from fixcore.baselines.class_maps import enlarged, map_extent
 from fixcore.baselines.replay import gradients_allowed, replay, scores_of
 from fixcore.errors import CaptureError, MissingRule
-from fixcore.graph import Graph
+from fixcore.network.graph import Graph
 from fixcore.rules import LAYOUT
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import PASSES, SCALES

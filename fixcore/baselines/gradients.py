@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fixcore.baselines.replay import Way, gradients_allowed, replay, scores_of
-from fixcore.graph import Graph
+from fixcore.network.graph import Graph
 
 
 def gradient(graph: Graph, images: Tensor, target: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fixcore.errors import InputError
-from fixcore.regions import largest_regions
+from fixcore.evidence.regions import largest_regions
 
 _RASTER = 112
 """Cells of a side on which the cut is sought: half as many take a third of the time."""

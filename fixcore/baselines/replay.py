@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.errors import TargetError
-from fixcore.graph import Graph
-from fixcore.simplify import IN_PLACE
+from fixcore.network.graph import Graph
+from fixcore.network.simplify import IN_PLACE
 
 aten = torch.ops.aten
 

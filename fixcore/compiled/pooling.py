@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fixcore.compiled.threads import alone, on_all, on_threads
 from fixcore.compiled.windows import geometry
-from fixcore.rules.window import Window
+from fixcore.window import Window
 
 
 def max_pool(images: Tensor, window: Window, lowest: float) -> Tensor:

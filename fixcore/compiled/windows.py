@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fixcore.compiled.threads import alone, on_all, on_threads
-from fixcore.rules.window import Window
+from fixcore.window import Window
 
 # Floats as integers of the same order.
 _SIGN, _REST = np.int32(31), np.int32(0x7FFFFFFF)

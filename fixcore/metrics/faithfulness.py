@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fixcore.errors import InputError
-from fixcore.graph import Graph
+from fixcore.network.graph import Graph
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fixcore.boxes import box_iou
 from fixcore.errors import InputError
+from fixcore.evidence.boxes import box_iou
 
 HIT = 0.5
 """Intersection over union from which a box hits."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fixcore.errors import InputError
-from fixcore.saliency import blurred
+from fixcore.evidence.saliency import blurred
 
 TOLERANCE = 15
 """Pixels by which a peak may miss the object."""

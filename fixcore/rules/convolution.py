@@ -8,8 +8,8 @@ from torch import Tensor
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.linear import shared_among_inputs
 from fixcore.rules.table import Flow, Visit, rule
-from fixcore.rules.window import Pair, Window, pair
 from fixcore.rules.winner import winning_inputs
+from fixcore.window import Pair, Window, pair
 
 aten = torch.ops.aten
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
-from fixcore.rules.window import Window, pair
+from fixcore.window import Window, pair
 
 aten = torch.ops.aten
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
-from fixcore.rules.window import POOLING_SIZES, Window, cells, pair, pooling_window
 from fixcore.rules.winner import winning_cells
+from fixcore.window import POOLING_SIZES, Window, cells, pair, pooling_window
 
 aten = torch.ops.aten
 
@@ -39,7 +39,7 @@ POOLS = frozenset(
 def recorded_winner(visit: Visit, points: Points) -> Flow:
     """Go to the cell that the maximum took; ties to the first in row-major order, as torch does. Mass: kept whole.
 
-    Where the ReLU before it is applied after it (`fixcore.graph`), cells below 0 count as 0, as they would.
+    Where the ReLU before it is applied after it (`fixcore.network.graph`), cells below 0 count as 0, as they would.
     """
     image = visit.tensor("self")
     lowest = 0.0 if visit.node.meta.get("rectifies") else -math.inf

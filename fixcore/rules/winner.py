@@ -15,7 +15,7 @@ from torch import Tensor
 from fixcore.compiled import windows as compiled
 from fixcore.compiled.threads import is_compiled_for
 from fixcore.points import ravel, unravel
-from fixcore.rules.window import Window
+from fixcore.window import Window
 
 _CHUNK = 1 << 21
 """Products held at once by torch."""

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from fixcore.baselines import graph_cut_masks
-from fixcore.boxes import max_sum_boxes, threshold_boxes, threshold_region_boxes
+from fixcore.evidence.boxes import max_sum_boxes, threshold_boxes, threshold_region_boxes
+from fixcore.evidence.regions import region_boxes
 from fixcore.methods import Explained, Method, explain
 from fixcore.metrics import best_iou, localization, max_box_accuracy, whole_and_centred
 from fixcore.metrics.localization import HIT
-from fixcore.regions import region_boxes
 from pipeline.annotated import AnnotatedImage
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import Batch, batches, halves

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fixcore.baselines import graph_cut_masks, occlusion
+from fixcore.evidence.saliency import SIGMA, blurred
 from fixcore.methods import explain
 from fixcore.metrics import insertion_and_deletion, layers_of, map_overlap, mask_scores, rank_correlation, shuffled
-from fixcore.saliency import SIGMA, blurred
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import batches
 from pipeline.evaluate.request import Request

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 import fixcore
-from fixcore.boxes import moment_boxes
-from fixcore.fixations import Fixations, drop_outliers
+from fixcore.evidence.boxes import moment_boxes
+from fixcore.evidence.fixations import Fixations, drop_outliers
+from fixcore.evidence.saliency import density, saliency_maps
 from fixcore.metrics import best_iou
 from fixcore.metrics.localization import HIT
-from fixcore.saliency import density, saliency_maps
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import batches
 from pipeline.evaluate.localize import coarse_max_sum_boxes

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import fixcore
-from fixcore.saliency import THRESHOLD
+from fixcore.evidence.saliency import THRESHOLD
 from pipeline import rle, schema
 from pipeline.dataset.images import DecodedShard
 from pipeline.errors import ProbabilitiesError

@@ -9,7 +9,7 @@ from fractions import Fraction
 import torch
 from hypothesis import strategies as st
 
-from fixcore.fixations import Fixations
+from fixcore.evidence.fixations import Fixations
 
 Point = tuple[int, int, float]  # row, column, mass
 

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from numba.core import caching
 from torch.nn import functional
 
-from fixcore.class_map import _places_above_mean, places_above_mean
 from fixcore.compiled import threads
 from fixcore.compiled.concatenation import concatenated
 from fixcore.compiled.join import joined as compiled_joined
 from fixcore.compiled.pooling import max_pool
+from fixcore.network.class_map import _places_above_mean, places_above_mean
 from fixcore.points import Points, joined, merged
 from fixcore.rules.layout import _by_part, _ownership, by_part
-from fixcore.rules.window import pooling_window
+from fixcore.window import pooling_window
 
 PLACES = st.integers(0, 9) | st.integers(0, 2**40 - 1)
 

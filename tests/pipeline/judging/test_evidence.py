@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from fixcore.saliency import THRESHOLD
+from fixcore.evidence.saliency import THRESHOLD
 from pipeline import rle
 from pipeline.dataset.images import decode_shard
 from pipeline.dataset.manifest import read_manifest

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixcore.errors import InputError
-from fixcore.fixations import Fixations, drop_outliers
+from fixcore.evidence.fixations import Fixations, drop_outliers
 from tests.fixcore.oracles_results import Point, kept_points, make, points_of
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fixcore.errors import InputError
-from fixcore.fixations import Fixations
+from fixcore.evidence.fixations import Fixations
 
 SIGMA = 20 / 625
 """Width of the Gaussian as a share of the image's diagonal: the released code's 20 pixels on a 500 x 375 photograph."""

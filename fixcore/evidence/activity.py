@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from fixcore.graph import Recording
+from fixcore.evidence.saliency import mean_one
+from fixcore.network.graph import Recording
 from fixcore.rules.convolution import CONVOLUTIONS
-from fixcore.saliency import mean_one
 
 
 def activity_maps(recording: Recording) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 from fixcore.compiled import class_maps as compiled
 from fixcore.compiled.threads import is_compiled_for
 from fixcore.points import Points, by_vector
-from fixcore.rules.window import Window
 from fixcore.rules.winner import winning_inputs
 from fixcore.structure import arguments_by_name
+from fixcore.window import Window
 
 aten = torch.ops.aten
 

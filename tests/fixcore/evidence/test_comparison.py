@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixcore.comparison import evidence_distance, evidence_halves, evidence_overlap
 from fixcore.errors import InputError
-from fixcore.saliency import SIGMA
+from fixcore.evidence.comparison import evidence_distance, evidence_halves, evidence_overlap
+from fixcore.evidence.saliency import SIGMA
 from tests.fixcore.oracles_results import Point, density, images, make, overlap
 
 

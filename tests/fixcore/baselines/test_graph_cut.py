@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import fixcore
 from fixcore.baselines import graph_cut_masks
 from fixcore.baselines.graph_cut import _borders, _cheapest
-from fixcore.saliency import blurred
+from fixcore.evidence.saliency import blurred
 
 
 def energy(inside: np.ndarray, outside: np.ndarray, borders: tuple[np.ndarray, ...], chosen: np.ndarray) -> float:

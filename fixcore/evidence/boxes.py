@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from fixcore.errors import InputError
-from fixcore.fixations import Fixations
-from fixcore.regions import region_boxes
-from fixcore.saliency import density
+from fixcore.evidence.fixations import Fixations
+from fixcore.evidence.regions import region_boxes
+from fixcore.evidence.saliency import density
 
 _CHUNK = 1 << 23
 """Values that `max_sum_boxes` holds at once, about 64 MB in float64."""

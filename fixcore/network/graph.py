@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.errors import CaptureError, InputError, TargetError
-from fixcore.head import Head, find_head
+from fixcore.network.head import Head, find_head
+from fixcore.network.schedule import operations_of, run, schedule
+from fixcore.network.simplify import FILLED
 from fixcore.points import is_vector
 from fixcore.rules import rule
-from fixcore.schedule import operations_of, run, schedule
-from fixcore.simplify import FILLED
 from fixcore.structure import Constants, Seen, arguments_by_name, measures
 
 aten = torch.ops.aten

@@ -15,7 +15,7 @@ from torch.nn import functional
 from fixcore.compiled import threads as running
 from fixcore.compiled.pooling import max_pool
 from fixcore.rules import winner
-from fixcore.rules.window import Window
+from fixcore.window import Window
 
 
 def convolution(

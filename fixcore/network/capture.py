@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from fixcore.decomposition import FOLLOWED, decomposed
 from fixcore.errors import CaptureError
-from fixcore.graph import Graph
-from fixcore.simplify import simplify
+from fixcore.network.decomposition import FOLLOWED, decomposed
+from fixcore.network.graph import Graph
+from fixcore.network.simplify import simplify
 from fixcore.structure import Constants, Structure, from_json, structure_of, to_json
 
 _FORMAT = 2

@@ -5,9 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fixcore import boxes
-from fixcore.boxes import box_iou, evidence_boxes, max_sum_boxes, moment_boxes, threshold_boxes, threshold_region_boxes
 from fixcore.errors import InputError
+from fixcore.evidence import boxes
+from fixcore.evidence.boxes import (
+    box_iou,
+    evidence_boxes,
+    max_sum_boxes,
+    moment_boxes,
+    threshold_boxes,
+    threshold_region_boxes,
+)
 from tests.fixcore.oracles_results import best_box_score, box_score, iou, make, moment_box, region_boxes
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from fixcore.errors import InputError
-from fixcore.fixations import Fixations
-from fixcore.saliency import blurred_density
+from fixcore.evidence.fixations import Fixations
+from fixcore.evidence.saliency import blurred_density
 
 
 def evidence_overlap(a: Fixations, b: Fixations, *, sigma: float | None = None) -> Tensor:

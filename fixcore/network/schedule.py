@@ -18,9 +18,9 @@ from torch import Tensor, fx
 from fixcore.compiled.concatenation import concatenated
 from fixcore.compiled.pooling import max_pool
 from fixcore.compiled.threads import is_compiled_for
-from fixcore.packed import can_be_packed, packed_convolution
+from fixcore.network.packed import can_be_packed, packed_convolution
 from fixcore.rules.convolution import CONVOLUTIONS
-from fixcore.rules.window import POOLING_SIZES, pooling_window
+from fixcore.window import POOLING_SIZES, pooling_window
 
 aten = torch.ops.aten
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fixcore.errors import InputError
-from fixcore.fixations import Fixations
-from fixcore.saliency import SIGMA, THRESHOLD, saliency_maps, saliency_masks
+from fixcore.evidence.fixations import Fixations
+from fixcore.evidence.saliency import SIGMA, THRESHOLD, saliency_maps, saliency_masks
 from tests.fixcore.oracles_results import Point, density, images, make
 
 

@@ -24,7 +24,7 @@ def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The modules that were exported."""
     import importlib
 
-    module = importlib.import_module("fixcore.capture")
+    module = importlib.import_module("fixcore.network.capture")
     seen: list[nn.Module] = []
     plain = module._exported
 
@@ -138,6 +138,43 @@ def test_what_the_module_does_not_show_is_not_kept(exports):
         assert graph.classes == 3
     assert not cache
     assert len(exports) == 2
+
+
+class Nearest(nn.Module):
+    """How near the channels come to learned ones; how many images there are is asked by len()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known = nn.Parameter(torch.rand(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.cdist(x.flatten(2).mT, self.known.expand(len(x), 4, 2)).amin(1)
+
+
+def test_what_was_taken_apart_is_kept_until_there_is_a_rule(exports, monkeypatch):
+    import importlib
+
+    cache: dict[str, str] = {}
+    network = Nearest().eval()
+    graphs = [fixcore.capture(network, IMAGES, cache=cache) for _ in range(2)]
+    assert len(exports) == len(cache) == 1
+    assert same(*graphs)
+    module = importlib.import_module("fixcore.network.capture")
+    monkeypatch.setattr(module, "FOLLOWED", module.FOLLOWED | {torch.ops.aten.cdist.default})
+    fixcore.capture(network, IMAGES, cache=cache)
+    assert len(exports) == len(cache) == 2
+
+
+def test_what_cannot_be_taken_apart_stays_whole_and_is_named(monkeypatch):
+    def fails(*values: Tensor) -> Tensor:
+        raise RuntimeError("only for two images")
+
+    every = dict(torch.export.default_decompositions())
+    told = {**every, torch.ops.aten.cdist.default: fails}
+    monkeypatch.setattr(torch.export, "default_decompositions", lambda: told)
+    recording = fixcore.capture(Nearest().eval(), IMAGES).record(IMAGES)
+    with pytest.raises(fixcore.MissingRule, match="cdist"):
+        fixcore.backtrack(recording, TARGET)
 
 
 def test_a_network_in_train_mode_is_refused_before_the_cache():

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.errors import CaptureError
+from fixcore.network.spelling import spell_alike, spell_linear
 from fixcore.rules.convolution import CONVOLUTIONS
-from fixcore.spelling import spell_alike, spell_linear
 from fixcore.structure import Constants, Seen, arguments_by_name, described
 
 aten = torch.ops.aten

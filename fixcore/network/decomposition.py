@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fixcore.network.simplify import FILLED
+from fixcore.network.spelling import SPELLED
 from fixcore.rules import rule
-from fixcore.simplify import FILLED
-from fixcore.spelling import SPELLED
 from fixcore.structure import measures
 
 FOLLOWED: frozenset[Any] = frozenset({*rule, *SPELLED, *FILLED, operator.getitem})

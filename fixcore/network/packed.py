@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fixcore.compiled.threads import is_compiled_for
-from fixcore.rules.window import pair
+from fixcore.window import pair
 
 _onednn = torch.ops.mkldnn
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from fixcore.class_map import averaged_places, by_place, positions
+from fixcore.network.class_map import averaged_places, by_place, positions
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.structure import arguments_by_name
 
