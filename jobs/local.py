@@ -116,6 +116,8 @@ class LocalRay:
                 free.append(running.pop(done))
                 yield _result(done)
         finally:
+            for given in running:  # else Ray says on the terminal that it will try again what dies with its actor
+                ray.cancel(given)
             for actor in actors:
                 ray.kill(actor)
             for waiting in decoded:

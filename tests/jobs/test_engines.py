@@ -87,6 +87,28 @@ def test_workers_are_at_work_at_once(local_ray: LocalRay, tmp_path: Path) -> Non
     assert sorted(index for index, _ in found) == [0, 1, 2]
 
 
+@dataclass
+class FirstFails(Meeting):
+    """A step that fails at the first shard, once another worker is at work, and takes long at all others."""
+
+    def __call__(self, shard: DecodedShard) -> None:
+        if shard.index == 0:
+            super().__call__(shard)
+            raise ModelError("does not fit")
+        (self.place / str(os.getpid())).touch()
+        time.sleep(60)
+
+
+def test_work_that_an_error_ends_is_not_talked_of(
+    local_ray: LocalRay, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    results = local_ray.map_shards(shards_of(1, 1, 1, 1), decode, functools.partial(FirstFails, tmp_path), pair)
+    with closing(results), pytest.raises(ModelError):
+        list(results)
+    time.sleep(3)  # Ray speaks from a thread of its own
+    assert "".join(capfd.readouterr()) == ""
+
+
 def test_no_shards_build_no_step(engine: Engine, tmp_path: Path) -> None:
     assert list(engine.map_shards([], decode, functools.partial(Doubling, tmp_path), pair)) == []
     assert list(tmp_path.iterdir()) == []
