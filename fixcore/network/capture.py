@@ -22,6 +22,11 @@ from fixcore.structure import Constants, Structure, from_json, structure_of, to_
 
 _FORMAT = 2
 """Of the texts in a cache."""
+_HINTS = {
+    "specialized": "its code fixes the number of images, as int(x.shape[0]) does; use x.shape[0] as it is",
+    "data-dependent": "its code branches on what the images hold, as `if x.mean() > 0` does; choose by torch.where",
+}
+"""What people can do about it, by a word in what torch says."""
 
 
 def capture(
@@ -89,10 +94,11 @@ def _exported(model: nn.Module, example: Tensor) -> ExportedProgram:
     except Exception as error:  # torch.export raises many kinds
         with suppress(Exception), _unlogged():  # it reads the code instead of running it, which leaves len(images) open
             return _export(model, example, strict=True)
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        if "specialized" in str(error):
-            reason = ["its code fixes the number of images, as int(x.shape[0]) does; use x.shape[0] as it is"]
-        raise CaptureError(f"torch.export cannot read {type(model).__name__}: {reason[0]}") from error
+        told = str(error).strip()
+        reason, *_ = (
+            [hint for word, hint in _HINTS.items() if word in told] or told.splitlines() or [type(error).__name__]
+        )
+        raise CaptureError(f"torch.export cannot read {type(model).__name__}: {reason}") from error
 
 
 def _export(model: nn.Module, example: Tensor, *, strict: bool) -> ExportedProgram:

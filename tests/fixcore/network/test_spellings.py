@@ -445,6 +445,11 @@ def test_a_fixed_number_of_images_is_explained() -> None:
         traced(network(Does(lambda x: x.reshape(3, 4, 2, 8, 8).amax(2))))
 
 
+def test_a_branch_on_values_is_explained() -> None:
+    with pytest.raises(fixcore.CaptureError, match=r"branches on what the images hold, .* torch\.where"):
+        traced(network(Does(lambda x: x if x.mean() > 0 else -x)))
+
+
 def test_capturing_says_nothing(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> None:
     """Neither of a recurrent layer's weights nor of an attempt that failed."""
     traced(network(Recurrent()))
