@@ -82,7 +82,6 @@ SCALES = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
 
 _BY_ELEMENT = frozenset({
     *PASSES, *SCALES, aten.rsub.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor,
-    aten.div.Tensor_mode,
 } - {aten.softmax.int, aten.log_softmax.int})  # fmt: skip
 """Operations of which an element depends on the same element of what is not constant among their operands."""
 
