@@ -29,13 +29,14 @@ def decomposed(program: ExportedProgram) -> ExportedProgram:
     operation consists of may consist of something in turn.
     """
     every = torch.export.default_decompositions()
-    program = program.run_decompositions({})  # which says in-place operations as plain ones
     tried: set[Any] = set()
+    is_plain = False
     while apart := {operation for operation in _unknown(program) if operation in every} - tried:
         tried |= apart
         with suppress(Exception):  # not for any number of images: it stays whole, and is named if evidence meets it
             program = program.run_decompositions({operation: every[operation] for operation in apart})
-    return program
+            is_plain = True
+    return program if is_plain else program.run_decompositions({})  # which says in-place operations as plain ones
 
 
 def _unknown(program: ExportedProgram) -> Iterator[Any]:
