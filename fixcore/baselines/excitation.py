@@ -34,7 +34,7 @@ _MEANS = (
 _MAXIMA = (aten.max_pool2d.default, aten.amax.default, aten.amin.default, aten.logsumexp.default)
 _READ = (aten.gather.default, aten.grid_sampler_2d.default)
 """Operations that read their first argument at places that the others name."""
-_SELECTS = LAYOUT.union(_MAXIMA).difference(_READ)
+_SELECTS = LAYOUT.union(_MAXIMA)
 _NORMALISES = (aten.batch_norm.default, aten.layer_norm.default, aten.group_norm.default, *PASSES, *SCALES)
 
 Passed = list[tuple[fx.Node, Tensor]]
@@ -121,14 +121,14 @@ def _passed(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], arrived:
         sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
         parts = [values[source].clamp(min=0) for source in sources]
         return list(zip(sources, _by_share(_of_sources(node, values, sources), parts, arrived), strict=True))
-    if operation in _SELECTS:
-        sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
-        parts = [values[source] for source in sources]
-        return list(zip(sources, _vjp(_of_sources(node, values, sources), parts, arrived), strict=True))
     if operation in _READ:
         first, *_ = named
         source = named[first]
         return [(source, *_vjp(_bound(node, named, values, first), [values[source]], arrived))]
+    if operation in _SELECTS:
+        sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
+        parts = [values[source] for source in sources]
+        return list(zip(sources, _vjp(_of_sources(node, values, sources), parts, arrived), strict=True))
     if operation in _NORMALISES:
         return [(named["self"] if "self" in named else named["input"], arrived)]
     if operation is aten.mul.Tensor or operation is aten.div.Tensor:

@@ -17,8 +17,8 @@ from fixcore.network.spelling import SPELLED
 from fixcore.rules import rule
 from fixcore.structure import measures
 
-FOLLOWED: frozenset[Any] = frozenset({*rule, *SPELLED, *FILLED, operator.getitem})
-"""Operations that stay whole: they have a rule, are said in another way that has one, or end a walk."""
+FOLLOWED: frozenset[Any] = frozenset({*rule, *SPELLED, operator.getitem})
+"""Operations that stay whole: they have a rule, or are said in another way that has one."""
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
@@ -47,7 +47,7 @@ def _unknown(program: ExportedProgram) -> Iterator[Any]:
     for node in program.graph.nodes:
         if node.op == "placeholder" and node.name in images:
             reached.add(node)
-        elif node.op == "call_function" and any(source in reached for source in node.all_input_nodes):
+        elif node.op == "call_function" and node.target not in FILLED and reached.intersection(node.all_input_nodes):
             value = node.meta.get("val")
             if any(isinstance(part, Tensor) and measures(part.dtype) for part in _parts(value)):
                 reached.add(node)

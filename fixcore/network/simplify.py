@@ -32,7 +32,6 @@ FILLED = (
     aten.zeros_like.default,
     aten.ones_like.default,
     aten.full_like.default,
-    aten.fill.Scalar,
 )
 """Operations that take nothing from their first argument but its type, or shape."""
 _FILLED_ANEW = FILLED[:3]

@@ -27,8 +27,6 @@ def spell_alike(graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         if node.target is operator.getitem:
             _one_output(graph, node)
-            if node.users and node.args[0].target in _CHOICES and node.args[1] == 0:
-                _look_up_choice(graph, node)
         if node.target in _WORDS:
             same = _WORDS[node.target](arguments_by_name(node))
             if same is not None:
@@ -98,6 +96,8 @@ def _one_output(graph: fx.Graph, node: fx.Node) -> None:
         replacement.meta = dict(node.meta)
         node.replace_all_uses_with(replacement)
         graph.erase_node(node)
+    elif parent.target in _CHOICES and number == 0:
+        _look_up_choice(graph, node)
 
 
 def _batch_norm(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
@@ -124,10 +124,9 @@ def _extreme(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None
 def _variance(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
     if number:
         return aten.mean.dim, (named["self"], named["dim"], named["keepdim"])
-    is_plain = named["correction"] in (None, 0, 1)
-    return (
-        (aten.var.dim, (named["self"], named["dim"], named["correction"] != 0, named["keepdim"])) if is_plain else None
-    )
+    if named["correction"] not in (None, 0, 1):
+        return None
+    return aten.var.dim, (named["self"], named["dim"], named["correction"] != 0, named["keepdim"])
 
 
 def _max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:

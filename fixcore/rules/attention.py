@@ -17,6 +17,9 @@ from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
 
+_PASSED = frozenset({*PASSES, *SCALES, *REORDERED, aten.expand.default, aten.where.self})
+"""Operations through which the weights of attention may go after their softmax."""
+
 
 @rule(aten.matmul.default, aten.bmm.default, aten.mm.default, keeps=("self", "other", "mat2"))
 def strongest_term(visit: Visit, points: Points) -> Flow:
@@ -100,13 +103,7 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
 
 def _is_attention(node: fx.Node) -> bool:
     """Whether a matrix comes from a softmax, changed or reordered or not."""
-    while node.op == "call_function" and node.target in (
-        *PASSES,
-        *SCALES,
-        *REORDERED,
-        aten.expand.default,
-        aten.where.self,
-    ):
+    while node.op == "call_function" and node.target in _PASSED:
         if node.target is aten.softmax.int:
             return True
         # Where nothing may be attended to, programs write zeros: `where(mask, 0, softmax)` has one that is followed.

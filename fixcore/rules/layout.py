@@ -210,12 +210,8 @@ def nearest_cell(visit: Visit, points: Points) -> Flow:
         resize = aten.upsample_bilinear2d.vec
     rest = [visit.plain(name) for name in visit.arguments if name != "input"]
     image, channel, row, col = unravel(points.index, visit.shape)
-    ramps = torch.meshgrid(
-        *(torch.arange(side, dtype=torch.float64, device=row.device) for side in shape[2:]), indexing="ij"
-    )
-    read = resize(torch.stack(ramps)[None], *rest)[0, :, row, col]  # type: ignore[operator]
-    place = (read + (0.5 + _ROUNDING)).long()
-    return [(source, points.moved(ravel([image, channel, *place], shape)))]
+    read = resize(_ramps(shape, row.device), *rest)[0, :, row, col]  # type: ignore[operator]
+    return [(source, points.moved(ravel([image, channel, *_nearest(read)], shape)))]
 
 
 @rule(aten.grid_sampler_2d.default, keeps=("grid",))
@@ -227,16 +223,23 @@ def nearest_sample(visit: Visit, points: Points) -> Flow:
     source = visit.source("input")
     shape, grid = visit.shapes[source], visit.tensor("grid")
     mode, padding = (visit.plain(name) for name in ("interpolation_mode", "padding_mode"))
-    ramps = torch.meshgrid(
-        *(torch.arange(side, dtype=torch.float64, device=grid.device) for side in shape[2:]), indexing="ij"
-    )
     read = aten.grid_sampler_2d.default(
-        torch.stack(ramps).expand(len(grid), -1, -1, -1),
+        _ramps(shape, grid.device).expand(len(grid), -1, -1, -1),
         grid.double(),
         mode if mode == _NEAREST else _LINEAR,  # cubic weights are largest where linear ones are
         padding or _BORDER,  # zeros outside would bend the ramps
         visit.plain("align_corners"),
     )
     image, channel, row, col = unravel(points.index, visit.shape)
-    place = (read[image, :, row, col].T + (0.5 + _ROUNDING)).long()
-    return [(source, points.moved(ravel([image, channel, *place], shape)))]
+    return [(source, points.moved(ravel([image, channel, *_nearest(read[image, :, row, col].T)], shape)))]
+
+
+def _ramps(shape: torch.Size, device: torch.device) -> Tensor:
+    """Return a map (1, 2, H, W) of as many places, which holds where each is: its row, its column."""
+    sides = (torch.arange(side, dtype=torch.float64, device=device) for side in shape[2:])
+    return torch.stack(torch.meshgrid(*sides, indexing="ij"))[None]
+
+
+def _nearest(place: Tensor) -> Tensor:
+    """Return the nearest cell to a place between cells; half-way the one after it."""
+    return (place + (0.5 + _ROUNDING)).long()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import fixcore
+from fixcore.network import capture as module
 from fixcore.structure import from_json
 from tests.fixcore.networks import FAMILIES, Residual, integer_images, integer_network
 
@@ -22,9 +23,6 @@ TARGET = torch.tensor([0, 1, 2])
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """The modules that were exported."""
-    import importlib
-
-    module = importlib.import_module("fixcore.network.capture")
     seen: list[nn.Module] = []
     plain = module._exported
 
@@ -152,14 +150,11 @@ class Nearest(nn.Module):
 
 
 def test_what_was_taken_apart_is_kept_until_there_is_a_rule(exports, monkeypatch):
-    import importlib
-
     cache: dict[str, str] = {}
     network = Nearest().eval()
     graphs = [fixcore.capture(network, IMAGES, cache=cache) for _ in range(2)]
     assert len(exports) == len(cache) == 1
     assert same(*graphs)
-    module = importlib.import_module("fixcore.network.capture")
     monkeypatch.setattr(module, "FOLLOWED", module.FOLLOWED | {torch.ops.aten.cdist.default})
     fixcore.capture(network, IMAGES, cache=cache)
     assert len(exports) == len(cache) == 2
