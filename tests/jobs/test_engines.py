@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import gc
+import logging
 import os
 import pickle
 import signal
@@ -107,6 +109,20 @@ def test_work_that_an_error_ends_is_not_talked_of(
         list(results)
     time.sleep(3)  # Ray speaks from a thread of its own
     assert "".join(capfd.readouterr()) == ""
+
+
+def test_of_errors_that_several_workers_meet_one_is_told(
+    local_ray: LocalRay, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray"), "propagate", True)
+    fails = functools.partial(failing_build, ModelError("does not fit"))
+    for _ in range(2):
+        with pytest.raises(ModelError) as caught:
+            list(local_ray.map_shards(shards_of(1, 1, 1, 1), decode, fails, pair))
+        del caught
+        gc.collect()  # the error's frames, and with them what was not read
+    time.sleep(1)  # Ray speaks from a thread of its own
+    assert caplog.text == ""
 
 
 def test_no_shards_build_no_step(engine: Engine, tmp_path: Path) -> None:
