@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 from collections import defaultdict
@@ -245,9 +246,9 @@ def test_the_strongest_cell_of_an_average_is_followed_alone_if_it_is_asked_for(f
 def pixels_compared(family: type[nn.Module], options: Options) -> int:
     """Assert that the walk finds what plain recursion finds, in 16 images; return how many pixels these are."""
     compared = 0
-    for seed in range(8):
+    graphs = fixcore.capture_all([integer_network(family, seed) for seed in range(8)], integer_images(0, 2))
+    for seed, graph in enumerate(graphs):
         images = integer_images(seed, 2)
-        graph = fixcore.capture(integer_network(family, seed), images)
         target = torch.tensor([seed % 3, (seed + 1) % 3])
         found = as_dicts(fixcore.backtrack(graph.record(images), target, rules=options))
         expected = slow_fixations(graph, images, target, options)
@@ -300,9 +301,9 @@ LAYERS = {"Plain": "conv1", "Residual": "conv", "Inception": "b", "Dense": "conv
 def test_a_walk_that_stops_at_a_layer_is_plain_recursion(family, rules):
     """From a logit, and from a neuron of the logits' layer: what arrives at the layer, and nothing that goes around."""
     arrived = 0
-    for seed in range(6):
+    graphs = fixcore.capture_all([integer_network(family, seed) for seed in range(6)], integer_images(0, 2))
+    for seed, graph in enumerate(graphs):
         images = integer_images(seed, 2)
-        graph = fixcore.capture(integer_network(family, seed), images)
         end = graph.layer(LAYERS[family.__name__])
         answer = slow_answers(graph, plain_values(graph, images), rules)
 
@@ -348,12 +349,13 @@ def test_threads_and_memory_format_change_nothing(family):
 def test_half_precision_is_walked_and_agrees(family):
     """bfloat16 keeps 8 bits: what small integers come to is exact, so only the last layers may round."""
     agreed = []
-    for seed in range(4):
+    networks = [integer_network(family, seed) for seed in range(4)]
+    wholes = fixcore.capture_all(networks, integer_images(0, 4))
+    halves = fixcore.capture_all([copy.deepcopy(one).bfloat16() for one in networks], integer_images(0, 4).bfloat16())
+    for seed, (whole, half) in enumerate(zip(wholes, halves, strict=True)):
         images, target = integer_images(seed, 4), torch.tensor([0, 1, 2, 1])
-        network = integer_network(family, seed)
-        full = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
-        halves = images.bfloat16()
-        recording = fixcore.capture(network.bfloat16(), halves).record(halves)
+        full = fixcore.backtrack(whole.record(images), target)
+        recording = half.record(images.bfloat16())
         assert recording.logits.dtype == torch.bfloat16
         found = fixcore.backtrack(recording, target)
         assert found.mass.dtype == torch.float32

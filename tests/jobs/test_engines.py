@@ -20,7 +20,6 @@ import pyarrow as pa
 import pytest
 import ray
 
-from fixcore.errors import MissingRule
 from jobs.engine import Engine, Step, Tell
 from jobs.inprocess import InProcess
 from jobs.local import LocalRay, _compact
@@ -141,15 +140,18 @@ def failing_build(error: Exception) -> Step:
     raise error
 
 
-@pytest.mark.parametrize(
-    "error",
-    [ModelError("weights.pt does not fit"), MissingRule("no rule for aten.foo at 'foo_1'"), ZeroDivisionError("x / 0")],
-    ids=["audit", "fixcore", "bug"],
-)
+def missing_rule(told: str) -> Exception:
+    from fixcore.errors import MissingRule  # every worker reads this module, and torch takes it two seconds
+
+    return MissingRule(told)
+
+
+@pytest.mark.parametrize("kind", [ModelError, missing_rule, ZeroDivisionError], ids=["audit", "fixcore", "bug"])
 @pytest.mark.parametrize("make", [failing_step, failing_build])
 def test_what_a_step_raises_is_raised_here_as_itself(
-    engine: Engine, make: Callable[[Exception], Step], error: Exception
+    engine: Engine, make: Callable[[Exception], Step], kind: Callable[[str], Exception]
 ) -> None:
+    error = kind("'foo_1' does not fit")
     results = engine.map_shards(shards_of(1, 1, 1), decode, functools.partial(make, error), pair)
     with closing(results), pytest.raises(type(error)) as caught:
         list(results)
