@@ -333,16 +333,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _audit(settings: RunConfig, *, quiet: bool) -> RunResult:
-    import torch
-
-    from jobs.inprocess import InProcess
-    from jobs.local import LocalRay
     from jobs.progress import Reporter
     from jobs.run import run_audit
 
-    gpu = settings.device != "cpu" and torch.cuda.is_available()
-    engine = InProcess() if settings.engine == "inprocess" else LocalRay(workers=settings.workers, gpu=gpu)
-    return run_audit(settings, engine, Reporter(quiet=quiet))
+    return run_audit(settings, Reporter(quiet=quiet))
 
 
 def _conclude(result: RunResult, *, as_json: bool) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import os
 import platform
 import shutil
 import time
@@ -26,6 +27,7 @@ import torch
 
 from jobs.claim import check_out, claim_folder, refuse_complete
 from jobs.engine import Engine
+from jobs.inprocess import InProcess
 from jobs.machine import usable_device
 from jobs.prepare import PREVIEW, Preparation, Prepared
 from jobs.progress import Reporter
@@ -43,18 +45,20 @@ from pipeline.judging.evidence import EvidenceStep
 from pipeline.judging.folds import fold_warnings
 from pipeline.judging.judge import JudgePlan
 from pipeline.labels.apart import usual_share
-from pipeline.models.loading import LoadedModel, load_model, resolve_classes
+from pipeline.models.loading import LoadedModel, from_anywhere, load_model, resolve_classes
 from pipeline.runfolder import RunFolder
 from pipeline.wording import amount
 
 _LARGEST_SHARD, _SMALLEST_SHARD = 256, 16
 _FEWEST_SHARDS = 32
 """Few images are cut into at least so many shards, of `_SMALLEST_SHARD` images or more, to keep all workers busy."""
+_FEW = 256
+"""Images that this process has judged before Ray's workers, which read torch and the network anew, get to work."""
 _PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
 
 
-def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResult:
-    """Audit a dataset and write its run folder; `run.json` last.
+def run_audit(config: RunConfig, reporter: Reporter, engine: Engine | None = None) -> RunResult:
+    """Audit a dataset and write its run folder; `run.json` last. `engine`: None for the one that the settings name.
 
     A run that was stopped goes on where it stood: shards that are committed under the same settings, dataset and
     model are not judged again.
@@ -62,14 +66,14 @@ def run_audit(config: RunConfig, engine: Engine, reporter: Reporter) -> RunResul
     Raises AuditError, or FixcoreError for a network that cannot be traced, for whatever the user can mend; a single
     bad image raises nothing.
     """
-    return _Run(config, engine, reporter).audit()
+    return _Run(config, reporter, engine).audit()
 
 
 @dataclass(slots=True)
 class _Run:
     config: RunConfig
-    engine: Engine
     reporter: Reporter
+    given_engine: Engine | None
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -103,10 +107,10 @@ class _Run:
             self.reporter.say(f"going on with the run in {folder.path}")
         write_parquet(manifest.table, folder.manifest, schema.MANIFEST)
         try:
-            with self.engine:
-                prepared = self._prepare(folder, manifest, self._plan(manifest, loaded, device))
+            with self.given_engine or _engine_for(config, len(manifest), device) as engine:
+                prepared = self._prepare(engine, folder, manifest, self._plan(manifest, loaded, device))
                 with self._timed("evidence"):
-                    self._collect_evidence(folder, manifest, prepared, digest)
+                    self._collect_evidence(engine, folder, manifest, prepared, digest)
         except KeyboardInterrupt:
             self.reporter.say(
                 f"stopped; what is done is kept in {folder.path}, and the same command goes on from there"
@@ -188,14 +192,11 @@ class _Run:
 
     def _plan(self, manifest: Manifest, loaded: LoadedModel | None, device: str) -> JudgePlan:
         config = self.config
-        model = config.model
-        if model is not None and model.endswith(".pt2"):
-            model = str(Path(model).resolve())  # a worker may stand elsewhere
         return JudgePlan(
             predict=config.predict,
             class_names=manifest.class_names,
             input=config.input_for(loaded.input if loaded else PREVIEW),
-            model=model,
+            model=None if config.model is None else from_anywhere(config.model),
             weights=None if config.weights is None else str(Path(config.weights).resolve()),
             device=device,
             batch_size=config.batch_size,
@@ -203,10 +204,10 @@ class _Run:
             usual_share=usual_share(len(manifest)),
         )
 
-    def _prepare(self, folder: RunFolder, manifest: Manifest, plan: JudgePlan) -> Prepared:
+    def _prepare(self, engine: Engine, folder: RunFolder, manifest: Manifest, plan: JudgePlan) -> Prepared:
         """Do what must be done before the first image can be judged out of sample."""
-        plan = dataclasses.replace(plan, threads=self.engine.threads)
-        steps = Preparation(self.config, self.engine, self.reporter, manifest, folder.work.resolve())
+        plan = dataclasses.replace(plan, threads=engine.threads)
+        steps = Preparation(self.config, engine, self.reporter, manifest, folder.work.resolve())
         with self._timed("prepare"):
             prepared = {"direct": steps.direct, "probe": steps.probe, "train": steps.train, "probs": steps.probs}[
                 self.config.predict
@@ -217,7 +218,9 @@ class _Run:
                 self._warn(line)
         return prepared
 
-    def _collect_evidence(self, folder: RunFolder, manifest: Manifest, prepared: Prepared, digest: str) -> None:
+    def _collect_evidence(
+        self, engine: Engine, folder: RunFolder, manifest: Manifest, prepared: Prepared, digest: str
+    ) -> None:
         shards = manifest.shards(prepared.folds)
         todo = [shard for shard in shards if not is_committed(folder, shard, digest)]
         before = len(manifest) - sum(len(shard.rows) for shard in todo)
@@ -226,7 +229,7 @@ class _Run:
         commit = CommitEvidence(RunFolder(folder.path.resolve()), digest)
         with (
             self.reporter.step("judging and tracing", len(manifest), done=before) as advance,
-            closing(self.engine.map_shards(todo, decode, make_step, commit)) as results,
+            closing(engine.map_shards(todo, decode, make_step, commit)) as results,
         ):
             for images in results:
                 advance(images)
@@ -276,6 +279,15 @@ class _Run:
         began = time.perf_counter()
         yield
         self.timings[name] = time.perf_counter() - began
+
+
+def _engine_for(config: RunConfig, images: int, device: str) -> Engine:
+    asks_for_ray = config.workers is not None or bool(os.environ.get("RAY_ADDRESS"))
+    if config.engine == "inprocess" or (config.engine == "auto" and images <= _FEW and not asks_for_ray):
+        return InProcess()
+    from jobs.local import LocalRay  # half a second, and an audit of few images needs none of it
+
+    return LocalRay(workers=config.workers, gpu=device == "cuda")
 
 
 def _path(name: str | None) -> Path | None:

@@ -23,7 +23,7 @@ DEFAULT_BACKBONE = "torchvision:resnet50"
 
 Predict = Literal["direct", "probe", "train", "probs"]
 Fit = Literal["crop", "squash"]
-EngineName = Literal["ray", "inprocess"]
+EngineName = Literal["auto", "ray", "inprocess"]
 Device = Literal["auto", "cpu", "cuda"]
 Numbers = tuple[float, float, float]
 
@@ -54,7 +54,9 @@ class RunConfig:
     predict: Predict = field(
         default="probe", metadata=_about("where the probabilities come from: direct, probe, train or probs")
     )
-    model: str | None = field(default=None, metadata=_about("torchvision:NAME, FILE.pt2 or package.module:function"))
+    model: str | None = field(
+        default=None, metadata=_about("torchvision:NAME, FILE.pt2, FILE.py:function or package.module:function")
+    )
     weights: str | None = field(
         default=None, metadata=_place("file of weights, safetensors or a state dict; default: the model's own")
     )
@@ -99,7 +101,10 @@ class RunConfig:
         default=None, metadata=_about("images per evidence file; default: 256, fewer where there are few images", low=1)
     )
     batch_size: int = field(default=16, metadata=_about("images per forward pass", changes_result=False, low=1))
-    engine: EngineName = field(default="ray", metadata=_place("ray for workers, or inprocess for this process alone"))
+    engine: EngineName = field(
+        default="auto",
+        metadata=_place("ray for workers, inprocess for this process alone; auto: ray from 257 images on"),
+    )
     workers: int | None = field(
         default=None,
         metadata=_about(

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from pipeline.models.programs import NOTES, load_program
 from pipeline.models.weights import digest_of, fit_weights, head_width, one_line, read_state_dict
 
 _DEFAULT_INPUT = InputSpec(size=224, resize=256)  # as most networks trained on ImageNet are shown images
-_FORMS = "torchvision:NAME, FILE.pt2 or package.module:function"
+_FORMS = "torchvision:NAME, FILE.pt2, FILE.py:function or package.module:function"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # networks have no single ==
@@ -54,8 +56,9 @@ def load_model(
       are random, but always the same.
     - ``FILE.pt2``: saved by `torch.export.save`. Its input has the size of its example, and ImageNet's normalisation
       unless an extra file `fixaudit.json` has "mean", "std", "fit", "resize" or "categories".
-    - ``package.module:function``: called without arguments; it returns an nn.Module. The working directory may hold the
-      package. Its `input_spec` is used, if it has one, else 224 pixels out of 256.
+    - ``FILE.py:function`` or ``package.module:function``: called without arguments; it returns an nn.Module. The
+      working directory may hold the package; beside FILE.py may lie what it imports. The module's `input_spec` is used,
+      if it has one, else 224 pixels out of 256.
 
     `weights` is a .safetensors file or a state dict. If it was made for another number of classes and the builder takes
     `num_classes`, the network is built for that number. `classes` asks for a last layer for so many classes, for
@@ -66,7 +69,7 @@ def load_model(
     """
     if spec.endswith(".pt2"):
         return _exported(spec, weights, classes)
-    kind, _, name = spec.partition(":")
+    kind, _, name = spec.rpartition(":")
     if kind == "torchvision" and name:
         return _torchvision(name.lower(), spec, weights, classes, pretrained)
     if kind and name:
@@ -74,6 +77,12 @@ def load_model(
     near = difflib.get_close_matches(spec.lower(), _torchvision_names(), 1)
     hint = f"did you mean torchvision:{near[0]}?" if near else f"a model is {_FORMS}"
     raise ModelError(f"unknown model {spec!r}; {hint}")
+
+
+def from_anywhere(spec: str) -> str:
+    """Return the name of the same network for a process that stands elsewhere: a file by its whole path."""
+    file, colon, function = (spec, "", "") if spec.endswith(".pt2") else spec.rpartition(":")
+    return f"{Path(file).resolve()}{colon}{function}" if file.endswith((".pt2", ".py")) else spec
 
 
 def resolve_classes(loaded: LoadedModel, dataset_names: Sequence[str]) -> tuple[str, ...]:
@@ -143,11 +152,8 @@ def _torchvision(name: str, spec: str, weights: Path | None, classes: int | None
 
 
 def _from_function(where: str, name: str, spec: str, weights: Path | None, classes: int | None) -> LoadedModel:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)  # as python -m does
     try:
-        package = importlib.import_module(where)
+        package = _of_file(Path(where)) if where.endswith(".py") else _of_package(where)
     except Exception as error:  # importing runs the user's code
         raise ModelError(
             f"cannot import {where} for the model {spec}: {type(error).__name__}: {one_line(error)}"
@@ -178,6 +184,26 @@ def _from_function(where: str, name: str, spec: str, weights: Path | None, class
             f"input_spec of {spec} is {type(input_spec).__name__}; it must be a pipeline.geometry.InputSpec"
         )
     return _ready(built.module, input_spec=input_spec, categories=None, spec=spec, new_head=built.new_head)
+
+
+def _of_package(name: str) -> ModuleType:
+    _search_first(Path.cwd())  # as python -m does
+    return importlib.import_module(name)
+
+
+def _of_file(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"model_in_{path.stem}", path.resolve(strict=True))
+    assert spec is not None, "it ends in .py"
+    assert spec.loader is not None
+    _search_first(path.resolve().parent)  # as python FILE does
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where `inspect` finds its source
+    spec.loader.exec_module(module)
+    return module
+
+
+def _search_first(folder: Path) -> None:
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -58,7 +58,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def audited(dataset: Path, out: Path, engine: Any = None, **settings: Any) -> RunResult:
     told = {"dataset": str(dataset), "out": str(out), "name": "r", "folds": 2, **settings}
     config = resolve_config(None, {}, {name: str(value) for name, value in told.items() if value is not None})
-    return run_audit(config, engine or InProcess(), Reporter(quiet=True, console=Console(file=io.StringIO())))
+    return run_audit(config, Reporter(quiet=True, console=Console(file=io.StringIO())), engine or InProcess())
 
 
 def evidence_of(folder: RunFolder) -> pd.DataFrame:

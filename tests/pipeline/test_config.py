@@ -30,7 +30,7 @@ def test_defaults() -> None:
     assert config.predict == "probe"
     assert config.model == DEFAULT_BACKBONE == "torchvision:resnet50"
     assert (config.out, config.folds, config.shard_size, config.batch_size) == ("runs", 5, None, 16)
-    assert (config.drift, config.engine, config.device, config.overwrite) == (True, "ray", "auto", False)
+    assert (config.drift, config.engine, config.device, config.overwrite) == (True, "auto", "auto", False)
     assert told(predict="train").model is None
 
 

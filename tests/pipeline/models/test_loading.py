@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.errors import ModelError
 from pipeline.geometry import InputSpec
-from pipeline.models.loading import LoadedModel, load_model, resolve_classes
+from pipeline.models.loading import LoadedModel, from_anywhere, load_model, resolve_classes
 from pipeline.models.weights import digest_of
 
 IMAGENET = tuple(torchvision.models.SqueezeNet1_1_Weights.DEFAULT.meta["categories"])
@@ -195,7 +195,7 @@ def test_no_torchvision_network_needs_a_line_of_its_own():
         ("torchvision:zzz", r"did you mean torchvision:\w+\?"),
         ("torchvision:fasterrcnn_resnet50_fpn", "torchvision has no classifier"),
         ("resnet18", r"unknown model 'resnet18'; did you mean torchvision:resnet18\?"),
-        ("something", r"a model is torchvision:NAME, FILE.pt2 or package.module:function"),
+        ("something", r"a model is torchvision:NAME, FILE.pt2, FILE.py:function or package.module:function"),
         ("torchvision:", "unknown model 'torchvision:'"),
         ("none.pt2", "cannot read the exported program none.pt2"),
     ],
@@ -301,6 +301,7 @@ def narrow():
 def package(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(PACKAGE)
     (tmp_path / "my_mistake.py").write_text("import a_package_that_is_not_there")
+    (tmp_path / "my_folder.py").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
     yield "my_networks"
@@ -325,6 +326,21 @@ def test_a_function_of_the_working_directory(package, tmp_path):
         load_model(f"{package}:build", weights=path)
 
 
+def test_a_function_of_a_file_wherever_one_stands(package, tmp_path, monkeypatch):
+    """It may be called as a module that is known already, and import what lies beside it."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "statistics.py").write_text("from my_networks import build\nassert __name__ != 'statistics'")
+    assert load_model("statistics.py:build").digest == load_model(f"{package}:build").digest
+    whole = from_anywhere("statistics.py:build")
+    assert whole == f"{tmp_path / 'statistics.py'}:build"
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert load_model(whole).digest == load_model(f"{package}:build").digest
+    assert load_model("../statistics.py:build").spec == "../statistics.py:build"
+    assert from_anywhere("../kept.pt2") == str(tmp_path / "kept.pt2")
+    assert from_anywhere("my_networks:build") == "my_networks:build"
+    assert from_anywhere("torchvision:resnet18") == "torchvision:resnet18"
+
+
 @pytest.mark.parametrize(
     ("name", "told"),
     [
@@ -335,6 +351,10 @@ def test_a_function_of_the_working_directory(package, tmp_path):
         ("my_mistake:build", "cannot import my_mistake .*: ModuleNotFoundError: No module named 'a_package"),
         ("my_nothing:build", "cannot import my_nothing .*: ModuleNotFoundError"),
         ("my networks:build", "cannot import my networks"),
+        ("my_networks.py:biuld", r"my_networks.py has no function 'biuld'; did you mean build\?"),
+        ("my_mistake.py:build", "cannot import my_mistake.py .*: ModuleNotFoundError: No module named 'a_package"),
+        ("my_nothing.py:build", "cannot import my_nothing.py .*: FileNotFoundError"),
+        ("my_folder.py:build", "cannot import my_folder.py .*: IsADirectoryError"),
     ],
 )
 def test_functions_that_give_no_network_say_why(package, name, told):
