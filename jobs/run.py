@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 
 from jobs.claim import check_out, claim_folder, refuse_complete
@@ -38,7 +39,7 @@ from pipeline.audit.review import known_verdicts, read_verdicts
 from pipeline.config import RunConfig
 from pipeline.dataset.images import decode_shard
 from pipeline.dataset.manifest import Manifest, read_class_names, read_manifest
-from pipeline.errors import DatasetError, VerdictsError
+from pipeline.errors import DatasetError, ModelError, VerdictsError
 from pipeline.files import write_json, write_parquet
 from pipeline.gate import parse_gates, require_classes, write_junit
 from pipeline.judging.evidence import EvidenceStep
@@ -92,7 +93,7 @@ class _Run:
             loaded = self._load_model()
             if config.predict == "direct" and config.classes is None:
                 assert loaded is not None
-                names = resolve_classes(loaded, manifest.class_names)
+                names = self._names_of_outputs(loaded, manifest)
                 manifest = manifest if names == manifest.class_names else self._read_manifest(names)
         gates = parse_gates(config.fail_on or "")
         require_classes(gates, manifest.class_names)
@@ -140,8 +141,12 @@ class _Run:
         if config.predict in ("probe", "train") and np.count_nonzero(labels >= 0) < 2:
             (label,) = labels[labels >= 0]
             raise DatasetError(
-                f"{config.dataset} holds images of one class only ({manifest.class_names[label]}); {config.predict} "
-                "learns to tell classes apart: add another class, or use --predict direct with a model that knows more"
+                f"{config.dataset} holds images of one class only ({manifest.class_names[label]}); "
+                + (
+                    _classes_below(Path(config.dataset), manifest)
+                    or f"{config.predict} learns to tell classes apart: add another class, or use --predict direct "
+                    "with a model that knows more"
+                )
             )
         return manifest
 
@@ -170,6 +175,13 @@ class _Run:
         if self.config.model is None:
             return None
         return load_model(self.config.model, weights=_path(self.config.weights))
+
+    def _names_of_outputs(self, loaded: LoadedModel, manifest: Manifest) -> tuple[str, ...]:
+        try:
+            return resolve_classes(loaded, manifest.class_names)
+        except ModelError as error:
+            below = _classes_below(Path(self.config.dataset), manifest)
+            raise ModelError(f"{error}; {below}" if below else str(error)) from error
 
     def _digest(self, manifest: Manifest, loaded: LoadedModel | None) -> str:
         """Fingerprint of all that decides the evidence: columns, settings, dataset, model, probabilities brought."""
@@ -288,6 +300,16 @@ def _engine_for(config: RunConfig, images: int, device: str) -> Engine:
     from jobs.local import LocalRay  # half a second, and an audit of few images needs none of it
 
     return LocalRay(workers=config.workers, gpu=device == "cuda")
+
+
+def _classes_below(dataset: Path, manifest: Manifest) -> str:
+    """Return what to do where all images lie in folders of the one class folder; nothing where they do not."""
+    (name, *others) = manifest.class_names
+    ids = manifest.table["image_id"]
+    is_below = pc.and_(pc.starts_with(ids, f"{name}/"), pc.greater(pc.count_substring(ids, "/"), 1))
+    if others or not dataset.is_dir() or not pc.all(is_below).as_py():
+        return ""
+    return f"if the folders in {name} are the classes, audit {dataset / name}"
 
 
 def _path(name: str | None) -> Path | None:

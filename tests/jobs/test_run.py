@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from jobs.inprocess import InProcess
 from jobs.local import LocalRay
 from jobs.progress import Reporter
 from jobs.result import RunResult
-from jobs.run import run_audit
+from jobs.run import _engine_for, run_audit
 from pipeline import schema
-from pipeline.config import resolve_config
+from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import AuditError, RunFolderError, VerdictsError
 from pipeline.runfolder import RunFolder
 from tests.users_networks import bright, scrambled
@@ -270,6 +271,38 @@ def test_a_damaged_shard_is_judged_again(dataset: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
     folder.evidence_parts()[0].write_bytes(b"cut off")
     assert len(evidence_of(audited(dataset, tmp_path, **settings).folder)) == 2 * COUNT + 1
+
+
+@pytest.mark.parametrize("predict", ["direct", "train"])
+def test_a_folder_of_class_folders_too_high_up_is_pointed_at(dataset: Path, tmp_path: Path, predict: str) -> None:
+    shutil.copytree(dataset, tmp_path / "deep" / "images")
+    model = "tests.users_networks:bright" if predict == "direct" else None
+    with pytest.raises(AuditError) as caught:
+        audited(tmp_path / "deep", tmp_path, predict=predict, model=model)
+    told = f"if the folders in images are the classes, audit {tmp_path / 'deep' / 'images'}"
+    assert str(caught.value).endswith(f"; {told}")
+    shutil.copy(dataset / "dark" / "01.png", tmp_path / "deep" / "images")  # one beside the folders
+    with pytest.raises(AuditError) as caught:
+        audited(tmp_path / "deep", tmp_path, predict=predict, model=model)
+    assert told not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "address", "expected"),
+    [
+        ({}, 256, "", InProcess),
+        ({}, 257, "", LocalRay),
+        ({}, 2, "auto", LocalRay),
+        ({"workers": 3}, 2, "", LocalRay),
+        ({"engine": "ray"}, 2, "", LocalRay),
+        ({"engine": "inprocess", "workers": 3}, 257, "auto", InProcess),
+    ],
+)
+def test_few_images_need_no_ray(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], images: int, address: str, expected: type
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert type(_engine_for(RunConfig(**settings), images, "cpu")) is expected
 
 
 @pytest.mark.parametrize(
