@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import time
 import warnings
@@ -83,6 +84,13 @@ class LocalRay:
         """An even share of the cores."""
         return max(1, min(self._node_cores, self._all_cores // max(1, tasks)))
 
+    def _cores_for(self, tasks: int) -> float:
+        """What a task claims: less than a core where a last one would be left to run alone."""
+        rounds = tasks // self._all_cores
+        if rounds == 0:
+            return self.threads_for(tasks)
+        return math.floor(1e4 * self._all_cores / math.ceil(tasks / rounds)) / 1e4  # Ray counts in ten-thousandths
+
     def map_shards(
         self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
     ) -> Iterator[Any]:
@@ -131,7 +139,7 @@ class LocalRay:
     ) -> Iterator[Result]:
         """See `Engine.map_tasks`; as they finish, each with an even share of the cores, or a GPU."""
         board = _Board.remote()
-        task = _call.options(num_cpus=self.threads_for(len(items)), num_gpus=1 if self._gpu else 0)
+        task = _call.options(num_cpus=self._cores_for(len(items)), num_gpus=1 if self._gpu else 0)
         running = {
             task.remote(function, item, _TellBoard(board, position)): position for position, item in enumerate(items)
         }

@@ -9,13 +9,15 @@ import pytest
 import torch
 from hypothesis import settings
 
+from jobs.machine import usable_cores
+
 settings.register_profile("busy machine", deadline=None)  # how long an example takes says nothing here
 settings.load_profile("busy machine")
 
 
 # Processes side by side share the processors: threads of one that wait for those of another cost ten times the work.
 _BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, (os.cpu_count() or 1) // _BESIDE))
+torch.set_num_threads(max(1, usable_cores() // _BESIDE))
 
 
 @pytest.fixture(scope="session", autouse=True)

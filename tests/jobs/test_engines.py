@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import logging
+import math
 import os
 import pickle
 import signal
@@ -193,6 +194,31 @@ def test_tasks_return_their_results_and_tell_how_far_they_are(engine: Engine) ->
         assert shares[-1] == 1.0
         assert set(shares) <= {0.0, 0.5, 1.0}
     assert list(engine.map_tasks(squared, [], lambda *_: None)) == []
+
+
+def together(item: tuple[Path, int], tell: Tell) -> bool:
+    """Whether so many tasks were at work at once."""
+    place, tasks = item
+    (place / str(os.getpid())).touch()
+    until = time.monotonic() + 30
+    while len(list(place.iterdir())) < tasks and time.monotonic() < until:
+        time.sleep(0.01)
+    return len(list(place.iterdir())) == tasks
+
+
+@pytest.mark.skipif(usable_cores() < 2, reason="tasks of one core take turns")
+def test_no_task_is_left_to_run_alone(local_ray: LocalRay, tmp_path: Path) -> None:
+    tasks = usable_cores() + 1
+    assert all(local_ray.map_tasks(together, [(tmp_path, tasks)] * tasks, lambda *_: None))
+
+
+@pytest.mark.parametrize(
+    ("cores", "tasks", "at_once"), [(4, 5, 5), (4, 6, 6), (4, 8, 4), (4, 10, 5), (2, 5, 3), (1, 5, 1), (4, 3, 4)]
+)
+def test_tasks_share_the_cores_evenly(cores: int, tasks: int, at_once: int) -> None:
+    engine = LocalRay()
+    engine._node_cores = engine._all_cores = cores
+    assert math.floor(cores / engine._cores_for(tasks)) == at_once
 
 
 def refused(item: int, tell: Tell) -> int:
