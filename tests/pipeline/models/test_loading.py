@@ -297,6 +297,19 @@ def narrow():
 """
 
 
+BESIDE = """
+from dataclasses import dataclass
+
+from my_networks import build
+
+assert __name__ != "statistics"
+
+@dataclass
+class Settings:
+    width: "int" = 4  # as text, it is looked up in the module by its name
+"""
+
+
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(PACKAGE)
@@ -329,7 +342,7 @@ def test_a_function_of_the_working_directory(package, tmp_path):
 def test_a_function_of_a_file_wherever_one_stands(package, tmp_path, monkeypatch):
     """It may be called as a module that is known already, and import what lies beside it."""
     (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "statistics.py").write_text("from my_networks import build\nassert __name__ != 'statistics'")
+    (tmp_path / "statistics.py").write_text(BESIDE)
     assert load_model("statistics.py:build").digest == load_model(f"{package}:build").digest
     whole = from_anywhere("statistics.py:build")
     assert whole == f"{tmp_path / 'statistics.py'}:build"
