@@ -29,8 +29,8 @@ class InProcess:
         return max(1, usable_cores() // 2)
 
     def threads_for(self, tasks: int) -> int:
-        """As `threads`: tasks run one after the other."""
-        return self.threads
+        """All cores: tasks run one after the other, and nothing beside them."""
+        return usable_cores()
 
     def map_shards(
         self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
