@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from jobs.engine import Engine, Tell
 from jobs.progress import Reporter
-from jobs.shards import UNREADABLE, SaveFeatures, SavePixels
+from jobs.shards import UNREADABLE, NoStep, SaveFeatures, SavePixels
 from pipeline.audit.duplicates import same_pictures
 from pipeline.config import RunConfig
 from pipeline.dataset.images import decode_shard
@@ -115,7 +115,7 @@ class Preparation:
             first = np.cumsum([0, *(len(shard.rows) for shard in self.manifest.shards())]).tolist()
             save = SavePixels(self.work, dict(enumerate(first)))
             self._make_room(save.pixels, spec)
-            self._pass("reading images", functools.partial(decode_shard, spec=spec), _NoStep, save)
+            self._pass("reading images", functools.partial(decode_shard, spec=spec), NoStep, save)
             groups, thumbnails = self._seen(save)
             with replacing(self.work / "training.npz") as partial, partial.open("wb") as file:
                 usable = np.array([not group.startswith(UNREADABLE) for group in groups])
@@ -222,13 +222,6 @@ class Preparation:
         found = decode_shard(Shard(0, table), PREVIEW).rows
         pairs = zip(found["image_id"].to_pylist(), found["status"].to_pylist(), strict=True)
         return [image_id for image_id, status in pairs if status == "error"]
-
-
-class _NoStep:
-    """For a pass that only keeps what was decoded."""
-
-    def __call__(self, shard: object) -> None:
-        return None
 
 
 def _train_one(work: str, plan: TrainPlan, item: tuple[int, str], tell: Tell) -> int:

@@ -12,8 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.audit.duplicates import levels
-from pipeline.dataset.images import DecodedShard
+from pipeline.dataset.images import DecodedShard, levels
 from pipeline.dataset.manifest import Shard
 from pipeline.files import replacing, write_json, write_parquet
 from pipeline.runfolder import RunFolder
@@ -90,6 +89,13 @@ class SaveFeatures(_SaveShards):
 
     def _file(self, index: int) -> Path:
         return self.folder / f"part-{index:05d}.npy"
+
+
+class NoStep:
+    """The step of a pass that only keeps what was decoded. It stands here, where nothing reads torch."""
+
+    def __call__(self, shard: object) -> None:
+        """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,9 @@ def test_the_finder_sees_imports_wherever_they_stand() -> None:
     assert sorted(imported(source)) == [(1, "a.b"), (1, "c"), (2, "d.e"), (5, "h")]
 
 
-def test_decoding_an_image_needs_no_network_library():
-    """Ray's decoding tasks start by the hundred; torch alone would cost each seconds and 300 MB."""
-    told = "import sys, pipeline.dataset.images; print([it for it in ('torch', 'scipy', 'ray') if it in sys.modules])"
+@pytest.mark.parametrize("modules", ["pipeline.dataset.images", "jobs.local, jobs.shards"])
+def test_reading_and_keeping_images_needs_no_network_library(modules):
+    """Ray starts a process for each worker and decoding task; torch alone would cost each seconds and 300 MB."""
+    told = f"import sys, {modules}; print([it for it in ('torch', 'scipy', 'sklearn') if it in sys.modules])"
     found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

@@ -26,7 +26,7 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from pipeline.audit.flags import scan
-from pipeline.dataset.images import THUMBNAIL
+from pipeline.dataset.images import THUMBNAIL, levels
 
 SAME_PICTURE = 0.995
 """Correlation from which two thumbnails are one picture. Measured (benchmarks/near_duplicates.py): photographs
@@ -180,13 +180,6 @@ def _unit(thumbnails: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[n
 def _digests(column: Any) -> NDArray[np.int64]:
     """Return each SHA-256 as numbers, (n, 4): half as long as its text."""
     return np.frombuffer(bytes.fromhex("".join(column.to_pylist())), np.int64).reshape(-1, 4)
-
-
-def levels(column: Any) -> NDArray[np.uint8]:
-    """Return a column of thumbnails as uint8 (n, 64); zeros, which are never compared, where there is none."""
-    filled = column.fill_null(bytes(THUMBNAIL**2))
-    flat = np.frombuffer(b"".join(filled.to_pylist()), np.uint8)
-    return flat.reshape(len(column), THUMBNAIL**2)
 
 
 def _splits(manifest: Path | None, image_ids: Sequence[str]) -> dict[str, str]:

@@ -30,6 +30,7 @@ __all__ = [
     "ImageError",
     "decode_image",
     "decode_shard",
+    "levels",
     "load_original",
     "read_image",
     "thumbnail",
@@ -93,6 +94,13 @@ def decode_image(data: bytes, spec: InputSpec) -> DecodedImage:
 def thumbnail(picture: Image.Image) -> bytes:
     """Return a picture's thumbnail as it is stored: 8 x 8 grey levels, row by row."""
     return picture.convert("L").resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX).tobytes()
+
+
+def levels(column: Any) -> NDArray[np.uint8]:
+    """Return a column of thumbnails as uint8 (n, 64); zeros, which are never compared, where there is none."""
+    filled = column.fill_null(bytes(THUMBNAIL**2))
+    flat = np.frombuffer(b"".join(filled.to_pylist()), np.uint8)
+    return flat.reshape(len(column), THUMBNAIL**2)
 
 
 def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -> DecodedShard:
