@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import shutil
 from collections.abc import Iterator
@@ -271,6 +272,22 @@ def test_a_damaged_shard_is_judged_again(dataset: Path, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
     folder.evidence_parts()[0].write_bytes(b"cut off")
     assert len(evidence_of(audited(dataset, tmp_path, **settings).folder)) == 2 * COUNT + 1
+
+
+class Elsewhere(InProcess):
+    """As workers of a cluster: in another working directory."""
+
+    def map_shards(self, *given: Any) -> Iterator[Any]:
+        with contextlib.chdir("/"):
+            yield from super().map_shards(*given)
+
+
+def test_workers_find_a_model_that_is_named_from_here(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own.py").write_text("from tests.users_networks import bright")
+    monkeypatch.chdir(tmp_path)
+    assert audited(dataset, tmp_path, Elsewhere(), predict="direct", model="own.py:bright").counts["ok"] == 2 * COUNT
 
 
 @pytest.mark.parametrize("predict", ["direct", "train"])
