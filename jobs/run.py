@@ -36,7 +36,7 @@ from jobs.result import RunResult, conclude, result_of, write_pages
 from jobs.shards import CommitEvidence, is_committed
 from pipeline import schema
 from pipeline.audit.review import known_verdicts, read_verdicts
-from pipeline.config import RunConfig
+from pipeline.config import FEW_IMAGES, RunConfig
 from pipeline.dataset.images import decode_shard
 from pipeline.dataset.manifest import Manifest, read_class_names, read_manifest
 from pipeline.errors import DatasetError, ModelError, VerdictsError
@@ -53,8 +53,6 @@ from pipeline.wording import amount
 _LARGEST_SHARD, _SMALLEST_SHARD = 256, 16
 _FEWEST_SHARDS = 32
 """Few images are cut into at least so many shards, of `_SMALLEST_SHARD` images or more, to keep all workers busy."""
-_FEW = 256
-"""Images that this process has judged before Ray's workers, which read torch and the network anew, get to work."""
 _PACKAGES = ("torch", "torchvision", "ray", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
 
 
@@ -181,7 +179,9 @@ class _Run:
             return resolve_classes(loaded, manifest.class_names)
         except ModelError as error:
             below = _classes_below(Path(self.config.dataset), manifest)
-            raise ModelError(f"{error}; {below}" if below else str(error)) from error
+            if not below:
+                raise
+            raise ModelError(f"{error}; {below}") from error
 
     def _digest(self, manifest: Manifest, loaded: LoadedModel | None) -> str:
         """Fingerprint of all that decides the evidence: columns, settings, dataset, model, probabilities brought."""
@@ -295,7 +295,7 @@ class _Run:
 
 def _engine_for(config: RunConfig, images: int, device: str) -> Engine:
     asks_for_ray = config.workers is not None or bool(os.environ.get("RAY_ADDRESS"))
-    if config.engine == "inprocess" or (config.engine == "auto" and images <= _FEW and not asks_for_ray):
+    if config.engine == "inprocess" or (config.engine == "auto" and images <= FEW_IMAGES and not asks_for_ray):
         return InProcess()
     from jobs.local import LocalRay  # half a second, and an audit of few images needs none of it
 

@@ -21,6 +21,9 @@ from pipeline.geometry import InputSpec
 PREFIX = "FIXAUDIT_"
 DEFAULT_BACKBONE = "torchvision:resnet50"
 
+FEW_IMAGES = 256
+"""Images that one process has judged before Ray's workers, which read torch and the network anew, get to work."""
+
 Predict = Literal["direct", "probe", "train", "probs"]
 Fit = Literal["crop", "squash"]
 EngineName = Literal["auto", "ray", "inprocess"]
@@ -103,7 +106,9 @@ class RunConfig:
     batch_size: int = field(default=16, metadata=_about("images per forward pass", changes_result=False, low=1))
     engine: EngineName = field(
         default="auto",
-        metadata=_place("ray for workers, inprocess for this process alone; auto: ray from 257 images on"),
+        metadata=_place(
+            f"ray for workers, inprocess for this process alone; auto: ray from {FEW_IMAGES + 1} images on"
+        ),
     )
     workers: int | None = field(
         default=None,

@@ -192,10 +192,11 @@ def _of_package(name: str) -> ModuleType:
 
 
 def _of_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"model_in_{path.stem}", path.resolve(strict=True))
+    file = path.resolve(strict=True)
+    spec = importlib.util.spec_from_file_location(f"model_in_{path.stem}", file)
     assert spec is not None, "it ends in .py"
     assert spec.loader is not None
-    _search_first(path.resolve().parent)  # as python FILE does
+    _search_first(file.parent)  # as python FILE does
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where `inspect` finds its source
     spec.loader.exec_module(module)
     return module
