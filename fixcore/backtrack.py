@@ -13,7 +13,7 @@ from fixcore.evidence.fixations import Fixations, LayerPoints
 from fixcore.network.class_map import averaged_places, pooled_points
 from fixcore.network.graph import Recording
 from fixcore.points import Points, is_vector, merged, ravel, settled, unravel
-from fixcore.rules import LAYOUT, MASS, PAPER, POOLS, rule
+from fixcore.rules import CHOOSES, LAYOUT, MASS, MIXES, PAPER, rule
 from fixcore.rules.table import Options, Visit
 from fixcore.start import (
     Contrast,
@@ -73,16 +73,16 @@ def backtrack(
     options = {"mass": MASS, "paper": PAPER}[rules] if isinstance(rules, str) else rules
     start = target if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
-        against = True if options.vector == "net" else None
-        node, points, margin = _begin(recording, start, options, contrast, against)
+        signed = options.vector == "net"
+        node, points, margin = _begin(recording, start, options, contrast, signed)
         points, coarse = _walk(recording, start, node, points, options, end)
         if stop_at is not None:
             return _layer_points(recording, start, points, end)
-        if against:
-            outweighed = start.target >= 0
-            outweighed[points.trace] = False
-            if bool(outweighed.any()):  # at least as much speaks against it everywhere: show what speaks for it
-                again = replace(start, target=start.target.where(outweighed, -1))
+        if signed:
+            lost = start.target >= 0
+            lost[points.trace] = False
+            if bool(lost.any()):  # nothing speaks for it: show what the published rules show
+                again = replace(start, target=start.target.where(lost, -1))
                 node, others, _ = _begin(recording, again, options, contrast, False)
                 instead, own = _walk(recording, again, node, others, options, end)
                 coarse = max(coarse, own)
@@ -91,15 +91,15 @@ def backtrack(
 
 
 def _begin(
-    recording: Recording, start: Start, options: Options, contrast: Contrast | None, against: bool | None
+    recording: Recording, start: Start, options: Options, contrast: Contrast | None, signed: bool
 ) -> tuple[fx.Node, Points, float]:
     """Return the node and points where the walk begins, and the boxes' margin."""
     if start.layer is not None:
-        return *neuron_points(recording, start, against), 0.0
+        return *neuron_points(recording, start, signed), 0.0
     published = options.average_pool == "argmax" or recording.graph.head is None
     if published and contrast is None and start.weight is None:
-        return *logit_points(recording, start, against), 0.0
-    node, points = head_points(recording, start, contrasted_weight(recording, start, contrast), against)
+        return *logit_points(recording, start, signed), 0.0
+    node, points = head_points(recording, start, contrasted_weight(recording, start, contrast), signed)
     head = recording.graph.head
     return node, points, 0.0 if published or head is None else _half_stride(recording, node, head.places)
 
@@ -109,12 +109,11 @@ def _walk(
 ) -> tuple[Points, float]:
     """Visit nodes in reverse; what meets at a node is merged before it goes on.
 
-    Returns the points at `end`, and the boxes' margin where vectors ended at the average of a map.
+    Returns the points at `end`, and the boxes' margin where vectors ended at a map.
     """
     graph = recording.graph
     margin = 0.0
-    # Sorted by place, targets that go the same way stand side by side; by target, as what is settled later must be.
-    targets = start.target.numel() if points.low is None else None
+    targets = start.target.numel()  # those that go the same way stand side by side
     waiting: dict[fx.Node, list[Points]] = {begin: [points]}
     for node in reversed(graph.nodes):
         if node is end:
@@ -122,25 +121,40 @@ def _walk(
         arrived = waiting.pop(node, None)
         if arrived is None or node.meta["is_constant"]:  # a learned token, a table of positions: no pixel behind it
             continue
-        shape = recording.shapes[node]
-        here = merged(arrived, shape.numel(), targets)
-        joins = here.low is not None and options.average_pool == "above_mean"
-        pooled = _pooled_places(node, recording) if joins else ()
-        if pooled:
+        pooled = _pooled_places(node, recording) if options.average_pool == "above_mean" else ()
+        if not pooled and (node.target in MIXES or not _is_of_vectors(node, recording)):
+            arrived, coarse = _settled(arrived, recording, node)
+            margin = max(margin, coarse)
+        here = merged(arrived, recording.shapes[node].numel(), targets)
+        if pooled and here.signed:
             (source,) = node.all_input_nodes
             waiting.setdefault(source, []).append(pooled_points(recording.values[source], pooled, here))
             margin = max(margin, _half_stride(recording, source, pooled))
             continue
-        if here.low is not None and (node.target in POOLS or not (is_vector(shape) or node.target in LAYOUT)):
-            here = settled(here)
         visit = Visit(
             node, graph.arguments[node], recording.values, recording.shapes, options, graph.blanks, graph.made
         )
         for source, moved in rule.entry(node).follow(visit, here):
             if len(moved):
                 waiting.setdefault(source, []).append(moved)
+    arrived, _ = _settled(waiting.get(end, []), recording, end)
     nothing = points.where(torch.zeros_like(points.trace, dtype=torch.bool))
-    return settled(merged(waiting.get(end, [nothing]), recording.shapes[end].numel())), margin
+    return merged(arrived or [nothing], recording.shapes[end].numel()), margin
+
+
+def _is_of_vectors(node: fx.Node, recording: Recording) -> bool:
+    """Whether evidence with a sign may pass a node: it is a vector, or its elements stand elsewhere."""
+    return is_vector(recording.shapes[node]) or node.target in LAYOUT or node.target in CHOOSES
+
+
+def _settled(arrived: list[Points], recording: Recording, node: fx.Node) -> tuple[list[Points], float]:
+    """Return what arrived at a node without a sign, and half the pixels between its places if it is told by those."""
+    shape = recording.shapes[node]
+    signed = [points for points in arrived if points.signed]
+    if not signed:
+        return arrived, 0.0
+    found, places = settled(merged(signed, shape.numel()), shape)
+    return [*(points for points in arrived if not points.signed), found], _half_stride(recording, node, places)
 
 
 def _pooled_places(node: fx.Node, recording: Recording) -> tuple[int, ...]:

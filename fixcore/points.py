@@ -6,6 +6,7 @@ images never meet; points of different targets at the same place are told apart 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,8 @@ from torch import Tensor
 from fixcore.compiled import join as compiled
 from fixcore.compiled.threads import is_compiled_for
 
-_ROUNDING = 1e-6
-"""A half that is missed by rounding alone is a half."""
+ROUNDING = 1e-6
+"""A half that is missed by rounding alone is a half; what lies so little above a mean lies at it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,9 +32,9 @@ class Points:
     """float32 (P,): share of the target's evidence; below 0 where it speaks against the target."""
     distinct: bool = False
     """Whether no two points of one target are known to lie at one place, so that nothing is left to be joined."""
-    low: Tensor | None = None
-    """bool (P,): the neuron was followed because it is low, not high; None: because it is high, and no mass is
-    below 0. Other than None only among vectors, where the evidence is net (see `Options.vector`)."""
+    signed: bool = False
+    """Whether the mass is what each neuron adds to the target, or below 0 takes away: so among vectors, where the
+    evidence is net (see `Options.vector`). Else it is a share of the evidence for the target, and never below 0."""
 
     def __len__(self) -> int:
         """Return the number of points, P."""
@@ -41,7 +42,7 @@ class Points:
 
     def moved(self, index: Tensor, *, apart: bool = False) -> Points:
         """Return the same points at other places, `index` int64 (P,); `apart`: no two places became one."""
-        return Points(index, self.trace, self.mass, self.distinct and apart, self.low)
+        return Points(index, self.trace, self.mass, self.distinct and apart, self.signed)
 
     def spread(self, index: Tensor, kept: Tensor, share: Tensor) -> Points:
         """Return every point replaced by several.
@@ -50,42 +51,27 @@ class Points:
         `share` of the point's mass.
         """
         point, branch = kept.nonzero(as_tuple=True)
-        low = None if self.low is None else self.low[point]
-        return Points(index[point, branch], self.trace[point], self.mass[point] * share[point, branch], low=low)
+        mass = self.mass[point] * share[point, branch]
+        return Points(index[point, branch], self.trace[point], mass, signed=self.signed)
 
     def where(self, kept: Tensor) -> Points:
         """Return the points for which `kept`, bool (P,), holds, or those at the positions `kept`, int64."""
         at = kept.nonzero()[:, 0] if kept.dtype == torch.bool else kept
         index, trace, mass = (own.index_select(0, at) for own in (self.index, self.trace, self.mass))
-        return Points(index, trace, mass, self.distinct, None if self.low is None else self.low.index_select(0, at))
+        return Points(index, trace, mass, self.distinct, self.signed)
 
     def split(self, counts: list[int]) -> list[Points]:
         """Return so many points each, in their order."""
-        low = [None] * len(counts) if self.low is None else torch.split_with_sizes(self.low, counts)
         index, trace, mass = (torch.split_with_sizes(values, counts) for values in (self.index, self.trace, self.mass))
-        own = zip(index, trace, mass, low, strict=True)
-        return [Points(index, trace, mass, self.distinct, part) for index, trace, mass, part in own]
+        return [Points(*own, self.distinct, self.signed) for own in zip(index, trace, mass, strict=True)]
 
     def part(self, part: slice) -> Points:
         """Return some of the points, as they stand."""
-        low = None if self.low is None else self.low[part]
-        return Points(self.index[part], self.trace[part], self.mass[part], self.distinct, low)
+        return Points(self.index[part], self.trace[part], self.mass[part], self.distinct, self.signed)
 
-    def times(self, share: float) -> Points:
-        """Return the points with `share` of their mass."""
-        return Points(self.index, self.trace, self.mass * share, self.distinct, self.low)
-
-    def driving(self, product: Tensor) -> Tensor:
-        """Return products (P, B) of inputs and weights so that those are positive that drove each point's neuron."""
-        return product if self.low is None else torch.where(self.low[:, None], -product, product)
-
-    def turned(self, where: Tensor | bool) -> Points:
-        """Return the points behind a change of sign `where` it took place, bool (P,): there high was low."""
-        return self if self.low is None else replace(self, low=self.low ^ where)
-
-    def as_valued(self, values: Tensor) -> Points:
-        """Return the points as neurons of an output with these `values`: one below 0 was followed for being low."""
-        return self if self.low is None else replace(self, low=values.reshape(-1)[self.index] < 0)
+    def times(self, share: float | Tensor) -> Points:
+        """Return the points with `share` of their mass, one number for all or float32 (P,)."""
+        return Points(self.index, self.trace, self.mass * share, self.distinct, self.signed)
 
 
 def merged(parts: Sequence[Points], size: int, targets: int | None = None) -> Points:
@@ -99,34 +85,74 @@ def merged(parts: Sequence[Points], size: int, targets: int | None = None) -> Po
     points = parts[0] if len(parts) == 1 else _together(parts)
     keys = (points.trace, points.index, size) if targets is None else (points.index, points.trace, targets)
     join = compiled.joined if is_compiled_for(points.mass) else joined
-    major, minor, mass, low = join(*keys, points.mass, points.low)
+    major, minor, mass = join(*keys, points.mass)
     index, trace = (minor, major) if targets is None else (major, minor)
-    return Points(index, trace, mass, distinct=True, low=low)
+    return Points(index, trace, mass, distinct=True, signed=points.signed)
 
 
-def joined(
-    major: Tensor, minor: Tensor, extent: int, mass: Tensor, low: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return the distinct points in order of major, minor (below `extent`) and low, and the sum of the mass of each."""
-    place = major * extent + minor
-    key, slot = torch.unique(place if low is None else place * 2 + low, return_inverse=True)
+def joined(major: Tensor, minor: Tensor, extent: int, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the distinct points in order of major and minor (below `extent`), and the sum of the mass of each."""
+    key, slot = torch.unique(major * extent + minor, return_inverse=True)
     total = torch.zeros(len(key), dtype=mass.dtype, device=key.device).index_add_(0, slot, mass)
-    if low is not None:
-        low, key = (key % 2).bool(), torch.div(key, 2, rounding_mode="floor")
     major = torch.div(key, extent, rounding_mode="floor")
-    return major, key - major * extent, total, low
+    return major, key - major * extent, total
 
 
-def settled(points: Points) -> Points:
-    """Keep, where vectors end, the strongest of what speaks for each target: half of it, and all of the mass.
+def settled(points: Points, shape: torch.Size) -> tuple[Points, tuple[int, ...]]:
+    """Return, where vectors end and a map begins, what of the evidence goes on, without a sign; `shape` is the map's.
 
-    These are the fewest points that together hold at least half, of equal ones the first; they share the whole in
-    proportion. What speaks against the target, and which neurons are low, is forgotten. Points must be distinct and
-    sorted by target.
+    What a place of the map adds to the target, over all its channels, is a class map: the places that lie above its
+    mean go on, each at the channel that adds most (ties: the lowest), with what they have beyond the mean. A target
+    whose evidence lies at one place alone (a class token) keeps the fewest neurons that together hold at least half of
+    what speaks for it, of equal ones the first. Mass: what speaks for the target, divided among what goes on; a target
+    for which nothing speaks ends here.
+
+    Points must be distinct. Also returned are the dimensions of the map's places, none if nothing is told by them.
     """
-    if points.low is None:
-        return points
-    points = replace(points.where(points.mass > 0), low=None)
+    targets = int(points.trace.max()) + 1 if len(points) else 0
+    speaks = points.mass.new_zeros(targets).index_add_(0, points.trace, points.mass.clamp(min=0))
+    largest = points.mass.new_zeros(targets).scatter_reduce(0, points.trace, points.mass.abs(), "amax")
+    is_left = points.mass.abs() > largest[points.trace] * ROUNDING  # not what has cancelled
+    points = points.where(is_left & (speaks[points.trace] > 0))
+    points = points.where(torch.argsort(points.trace * shape.numel() + points.index))
+    places = {3: (1,), 4: (2, 3)}.get(len(shape), ())
+    extents = [shape[0], *(shape[dim] for dim in places)]
+    at = unravel(points.index, shape)
+    place = ravel([at[0], *(at[dim] for dim in places)], extents)
+    by_line = math.prod(extents[1:])
+    line, row = torch.unique(points.trace * shape[0] + at[0], return_inverse=True)  # a target, and a row of the map
+    trace = torch.div(line, shape[0], rounding_mode="floor")
+    cell = row * by_line + place % by_line
+    added = points.mass.new_zeros(len(line) * by_line).index_add_(0, cell, points.mass).view(-1, by_line)
+    reached = torch.zeros_like(added).view(-1).index_fill_(0, cell, 1.0).view_as(added).sum(1)
+    has_places = torch.zeros(targets, dtype=torch.bool, device=cell.device).index_fill_(0, trace[reached > 1], True)
+    excess = added - added.mean(1, keepdim=True)
+    least = added.abs().mean(1, keepdim=True) * ROUNDING
+    excess = torch.where((excess > least) & has_places[trace][:, None], excess, 0.0)
+    total = excess.new_zeros(targets).index_add_(0, trace, excess.sum(1))
+    row, column = (excess > 0).nonzero(as_tuple=True)
+    coordinates = [torch.zeros_like(row)] * len(shape)  # where all channels add nothing, the first of them
+    for dim, own in zip((0, *places), unravel((line % shape[0])[row] * by_line + column, extents), strict=True):
+        coordinates[dim] = own
+    first = ravel(coordinates, shape)
+    strongest = _strongest(points, cell, added.numel())[row * by_line + column]
+    index = torch.where(strongest < len(points), points.index[strongest.clamp(max=len(points) - 1)], first)
+    share = (excess / total[trace][:, None])[row, column]
+    found = Points(index, trace[row], speaks[trace[row]] * share, distinct=True)
+    halves = _strongest_half(points.where(~has_places[points.trace]))
+    return (_together([halves, found]) if len(halves) else found), (places if len(found) else ())
+
+
+def _strongest(points: Points, cell: Tensor, cells: int) -> Tensor:
+    """Return int64 (cells,): of the points in a cell, int64 (P,), the first with the largest mass; P: there is none."""
+    largest = points.mass.new_full((cells,), -torch.inf).scatter_reduce(0, cell, points.mass, "amax")
+    number = torch.where(points.mass == largest[cell], torch.arange(len(cell), device=cell.device), len(cell))
+    return torch.full((cells,), len(cell), device=cell.device).scatter_reduce(0, cell, number, "amin")
+
+
+def _strongest_half(points: Points) -> Points:
+    """Keep the fewest points that together hold at least half of what speaks for each target, and all of its mass."""
+    points = replace(points.where(points.mass > 0), signed=False)
     if not len(points):
         return points
     trace, row, count = torch.unique_consecutive(points.trace, return_inverse=True, return_counts=True)
@@ -136,7 +162,7 @@ def settled(points: Points) -> Points:
     strongest, order = torch.sort(by_target, dim=1, descending=True, stable=True)
     held = strongest.double().cumsum(1)
     total = held[:, -1:]
-    kept = ((held - strongest) * 2 < total * (1 - _ROUNDING)) & (strongest > 0)
+    kept = ((held - strongest) * 2 < total * (1 - ROUNDING)) & (strongest > 0)
     scale = total[:, 0] / held.gather(1, kept.sum(1, keepdim=True) - 1)[:, 0]
     row, rank = kept.nonzero(as_tuple=True)
     place = first[row] + order[row, rank]
@@ -148,11 +174,10 @@ def is_vector(shape: Sequence[int | None]) -> bool:
     return all(extent == 1 for extent in shape[2:]) or (len(shape) == 4 and shape[1] == shape[2] == 1)
 
 
-def by_vector(points: Points, features: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def by_vector(points: Points, features: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the mass of points in vectors (M, `features`), summed for each target in each vector that it reaches.
 
-    Of V such pairs the target and the vector's row, int64 (V,), in this order; the mass, float32 (V, features); and
-    the same as what pulls: below 0 where a feature that is lower would speak for the target.
+    Of V such pairs the target and the vector's row, int64 (V,), in this order, and the mass, float32 (V, features).
     """
     at = torch.div(points.index, features, rounding_mode="floor")
     feature = points.index - at * features
@@ -160,10 +185,7 @@ def by_vector(points: Points, features: int) -> tuple[Tensor, Tensor, Tensor, Te
     pair, row = torch.unique(key, return_inverse=True)
     trace, vector = (torch.empty_like(pair).index_copy_(0, row, own) for own in (points.trace, at))
     mass = points.mass.new_zeros(len(pair), features).index_put_((row, feature), points.mass, accumulate=True)
-    if points.low is None:
-        return trace, vector, mass, mass
-    pulling = torch.where(points.low, -points.mass, points.mass)
-    return trace, vector, mass, torch.zeros_like(mass).index_put_((row, feature), pulling, accumulate=True)
+    return trace, vector, mass
 
 
 def unravel(index: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -187,8 +209,4 @@ def ravel(coordinates: Sequence[Tensor], shape: Sequence[int]) -> Tensor:
 
 def _together(parts: Sequence[Points]) -> Points:
     index, trace, mass = (torch.cat([getattr(part, name) for part in parts]) for name in ("index", "trace", "mass"))
-    low = None
-    if any(part.low is not None for part in parts):
-        high = [torch.zeros_like(part.trace, dtype=torch.bool) for part in parts]
-        low = torch.cat([none if part.low is None else part.low for part, none in zip(parts, high, strict=True)])
-    return Points(index, trace, mass, low=low)
+    return Points(index, trace, mass, signed=any(part.signed for part in parts))

@@ -14,7 +14,9 @@ from torch import Tensor, fx
 from fixcore.errors import TargetError
 from fixcore.network.class_map import class_map_points
 from fixcore.network.graph import Recording
-from fixcore.points import Points
+from fixcore.points import Points, is_vector
+from fixcore.rules.elementwise import PASSES
+from fixcore.rules.layout import LAYOUT
 from fixcore.rules.linear import excitation
 
 Contrast = Literal["mean", "softmax", "runner_up"]
@@ -90,10 +92,11 @@ def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | N
     return weight - others.softmax(1).to(weight.dtype) @ head.weight
 
 
-def head_points(recording: Recording, start: Start, weight: Tensor, against: bool | None) -> tuple[fx.Node, Points]:
+def head_points(recording: Recording, start: Start, weight: Tensor, signed: bool) -> tuple[fx.Node, Points]:
     """Begin on the map of features: at the places whose class-map value lies above its mean, one channel at each.
 
-    See `class_map_points`. A vector of features is followed as a linear layer follows a neuron.
+    See `class_map_points`. A vector of features, or a map that is read as one, is followed as a linear layer follows a
+    neuron; `signed`: what the features add, and take away.
     """
     head = recording.graph.head
     assert head is not None
@@ -103,15 +106,15 @@ def head_points(recording: Recording, start: Start, weight: Tensor, against: boo
     weight = weight[asked].to(value.dtype)
     if head.places:
         return head.map, class_map_points(value, head.places, image, head.on_map(weight), asked)
-    begun = _begun(image * value[0].numel(), asked, against)
-    features = head.by_place(value)[image, 0]
-    product = begun.driving((features * weight)[torch.searchsorted(asked, begun.trace)])
-    position = head.position(value.shape[1:], value.device)
-    spread = begun.spread(begun.index[:, None] + position[0], *excitation(product))
-    return head.map, spread.as_valued(value)
+    product = (head.by_place(value)[image, 0] * weight).float()
+    kept, share = (product != 0, product) if signed else excitation(product)
+    index = image[:, None] * value[0].numel() + head.position(value.shape[1:], value.device)[0]
+    return head.map, Points(index[:, 0], asked, torch.ones_like(asked, dtype=torch.float32), signed=signed).spread(
+        index, kept, share
+    )
 
 
-def neuron_points(recording: Recording, start: Start, against: bool | None) -> tuple[fx.Node, Points]:
+def neuron_points(recording: Recording, start: Start, signed: bool) -> tuple[fx.Node, Points]:
     """Begin at neurons of an inner layer, each with mass 1; raises TargetError for neurons that the layer lacks."""
     assert start.layer is not None
     if start.weight is not None:
@@ -124,26 +127,25 @@ def neuron_points(recording: Recording, start: Start, against: bool | None) -> t
         )
     asked = (start.target >= 0).nonzero()[:, 0]
     index = start.image[asked] * per_image + start.target[asked]
-    return node, _begun(index, asked, against)
+    return node, _begun(recording, node, index, asked, signed)
 
 
-def logit_points(recording: Recording, start: Start, against: bool | None) -> tuple[fx.Node, Points]:
-    """Begin at the class logits themselves, each with mass 1."""
+def logit_points(recording: Recording, start: Start, signed: bool) -> tuple[fx.Node, Points]:
+    """Begin at the class logits themselves, each with mass 1; where mass has a sign at what they are a softmax of."""
     asked = (start.target >= 0).nonzero()[:, 0]
     index = start.image[asked] * recording.logits[0].numel() + start.target[asked]
-    return recording.graph.logits, _begun(index, asked, against)
+    node = recording.graph.logits
+    while signed and node.target in PASSES and is_vector(recording.shapes[node]):
+        node = node.all_input_nodes[0]
+    return node, _begun(recording, node, index, asked, signed)
 
 
-def _begun(index: Tensor, trace: Tensor, against: bool | None) -> Points:
-    """Points of mass 1, for what makes a neuron high; with `against` also of mass -1, for what makes it low.
-
-    None: followed as published, without a thought for what is low.
-    """
+def _begun(recording: Recording, node: fx.Node, index: Tensor, trace: Tensor, signed: bool) -> Points:
+    """Points of mass 1. Where mass has a sign, -1 at a neuron below 0: asked is what makes neurons high."""
     mass = torch.ones_like(trace, dtype=torch.float32)
-    if against is None:
+    if not signed or not (is_vector(recording.shapes[node]) or node.target in LAYOUT):
         return Points(index, trace, mass, distinct=True)
-    high = torch.zeros_like(trace, dtype=torch.bool)
-    if not against:
-        return Points(index, trace, mass, distinct=True, low=high)
-    index, trace = (torch.cat([part, part]) for part in (index, trace))
-    return Points(index, trace, torch.cat([mass, -mass]), distinct=True, low=torch.cat([high, ~high]))
+    value = recording.logits if node is recording.graph.logits else recording.values.get(node)
+    if value is not None:
+        mass = torch.where(value.reshape(-1)[index] < 0, -mass, mass)
+    return Points(index, trace, mass, distinct=True, signed=True)

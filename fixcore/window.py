@@ -60,13 +60,13 @@ class Window:
         """Whether the one output place sees every input place: then a convolution is a linear layer."""
         if self.out != (1, 1):
             return False
-        return all(len(self.tap_of_every_cell(axis)) == self.extent[axis] for axis in (0, 1))
+        return all(len(self.cells_seen(axis)[0]) == self.extent[axis] for axis in (0, 1))
 
-    def tap_of_every_cell(self, axis: int) -> Tensor:
-        """For the one output place: which cell of the kernel, int64, lies on each input cell that it sees, in order."""
-        taps = range(self.kernel[axis])
-        inside = (0 <= tap * self.dilation[axis] - self.padding[axis] < self.extent[axis] for tap in taps)
-        return torch.tensor([tap for tap, sees in zip(taps, inside, strict=True) if sees])
+    def cells_seen(self, axis: int) -> tuple[Tensor, Tensor]:
+        """For the one output place: the input cells that it sees, in order, and which of the kernel lies on each."""
+        taps = [(tap * self.dilation[axis] - self.padding[axis], tap) for tap in range(self.kernel[axis])]
+        seen = torch.tensor([own for own in taps if 0 <= own[0] < self.extent[axis]], dtype=torch.int64).view(-1, 2)
+        return seen[:, 0], seen[:, 1]
 
 
 POOLING_SIZES = ("kernel_size", "stride", "padding", "dilation")

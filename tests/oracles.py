@@ -48,9 +48,8 @@ def first_best(candidates: list[tuple[Any, float]]) -> Any:
     return best[0]
 
 
-def exciting(products: list[tuple[Any, float]], low: bool = False) -> dict[Any, float]:
-    """Algorithm 1: the inputs with a positive product; of a neuron that is low, those with a negative one."""
-    products = [(key, -value if low else value) for key, value in products]
+def exciting(products: list[tuple[Any, float]]) -> dict[Any, float]:
+    """Algorithm 1: the inputs with a positive product."""
     positive = [(key, value) for key, value in products if value > 0]
     if not positive:
         return {first_best(products): 1.0}
@@ -93,7 +92,7 @@ def convolution(given: dict[str, Any], at: tuple[int, ...], options: Options) ->
     seen = {place for place, _ in taps(channels.start)}
     if one_place and len(seen) == height * width:  # it sees all there is: a linear layer
         products = [((place, channel), value) for channel in channels for place, value in taps(channel)]
-        chosen = exciting(products, given.get("low", False))
+        chosen = exciting(products)
         return {("input", (n, channel, *place)): share for (place, channel), share in chosen.items()}
     winner = first_best([(channel, sum(value for _, value in taps(channel))) for channel in channels])
     if options.location == "argmax":
@@ -194,7 +193,7 @@ def linear(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arro
     products = [(i, float(values[(*token, i)] * weight[neuron, i])) for i in range(weight.shape[1])]
     if values.dim() > 2 or (options.fc_to_map == "argmax" and given["from_map"]):
         return {("input", (*token, first_best(products))): 1.0}
-    return {("input", (*token, i)): share for i, share in exciting(products, given.get("low", False)).items()}
+    return {("input", (*token, i)): share for i, share in exciting(products).items()}
 
 
 @oracle(aten.max_pool2d.default)
@@ -384,8 +383,6 @@ def add(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
         place = broadcast_from(at, given[name].shape)
         value = float(given[name][place])
         adds.append(((name, place), value * sign * given["alpha"] if name == "other" else value))
-    if given.get("low", False):
-        adds = [(key, -value) for key, value in adds]
     return {first_best(adds): 1.0}
 
 
@@ -411,7 +408,8 @@ def glu(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
 @oracle(aten.div.Tensor, aten.div.Tensor_mode)
 def div(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     name = "self" if "self" in operands(given) else "other"
-    return {(name, broadcast_from(at, given[name].shape)): 1.0}
+    share = -1.0 if name == "other" and given.get("signed", False) else 1.0  # more of it makes less
+    return {(name, broadcast_from(at, given[name].shape)): share}
 
 
 @oracle(aten.matmul.default, aten.bmm.default, aten.mm.default)
@@ -429,7 +427,7 @@ def matmul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arro
         terms.append((places, float(left[places["self"]] * right[places[right_name]])))
     moving = [name for name in given["order"] if name in ("self", right_name)]
     if moving == ["self"] and left.dim() == 2:
-        shares = exciting([(places["self"], value) for places, value in terms], given.get("low", False))
+        shares = exciting([(places["self"], value) for places, value in terms])
         return {("self", place): share for place, share in shares.items()}
     winner = first_best(terms)
     looking = given.get("looking", [])
@@ -468,6 +466,7 @@ def mul(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arrow:
     names = operands(given)
     largest = max(given[name].numel() for name in names)
     names = [name for name in names if given[name].numel() == largest]
+    names = [name for name in names if name not in given.get("gates", [])] or names
     return {(name, broadcast_from(at, given[name].shape)): 1 / len(names) for name in names}
 
 
@@ -581,6 +580,46 @@ def read_at(given: dict[str, Any], at: tuple[int, ...], options: Options) -> Arr
     return {("input", tuple(own)): 1.0}
 
 
+def added(given: dict[str, Any], at: tuple[int, ...]) -> Arrow:
+    """What each input adds to one element, as a share of it: the element, less what it is with that input at 0.
+
+    An element that is 0 has nothing to share. One more of what a softmax reads counts as one more of what it says.
+    """
+    whole = float(given["result"][at])
+    if whole == 0:
+        return {}
+    operation = given["operation"]
+    if operation in (aten.softmax.int, aten.log_softmax.int):
+        return {("self", at): float(given["self"][at]) / whole}
+    own = {one.name: given[one.name] for one in operation._schema.arguments}
+    own = {name: value.double() if isinstance(value, torch.Tensor) else value for name, value in own.items()}
+
+    def element(**changed: torch.Tensor) -> float:
+        exact = {**own, **changed}
+        exact = {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in exact.items()}
+        return float(operation(**exact)[at])
+
+    shares = {}
+    for name in given["order"]:
+        for place in itertools.product(*(range(extent) for extent in given[name].shape)):
+            without = own[name].clone()
+            without[place] = 0
+            share = (element() - element(**{name: without})) / whole
+            if share != 0:
+                shares[name, place] = share
+    return shares
+
+
+ADDED = frozenset({
+    aten.linear.default, aten.conv2d.default, aten.conv2d.padding, aten.mm.default, aten.add.Tensor, aten.add_.Tensor,
+    aten.sub.Tensor, aten.rsub.Scalar, aten.add.Scalar, aten.sub.Scalar, aten.sigmoid.default, aten.hardsigmoid.default,
+    aten.log_sigmoid.default, aten.softplus.default, aten.exp.default, aten.exp2.default, aten.cos.default,
+    aten.clamp.default, aten.clamp_min.default, aten.hardtanh.default, aten.threshold.default, aten.softmax.int,
+    aten.log_softmax.int,
+})  # fmt: skip
+"""Operations of vectors behind which evidence with a sign goes to what added it; behind others as it does without."""
+
+
 def walk(
     node: fx.Node,
     at: tuple[int, ...],
@@ -595,6 +634,35 @@ def walk(
         for pixel, part in walk(source, place, mass * share, answer).items():
             found[pixel] += part
     return dict(found)
+
+
+def told_by_places(masses: dict[tuple[int, ...], float], shape: torch.Size) -> dict[tuple[int, ...], float]:
+    """Where vectors end at a map, of one target in one image: the places that add more than the mean of all.
+
+    Each with what it has beyond the mean, at the element that adds most; together they have what speaks for the
+    target. A target with one place alone keeps the strongest half. What has cancelled is nowhere.
+    """
+    axes = {3: (1,), 4: (2, 3)}.get(len(shape), ())
+    by_place: dict[tuple[int, ...], dict[tuple[int, ...], float]] = defaultdict(dict)
+    least = 1e-6 * max(map(abs, masses.values()), default=0)
+    masses = {at: mass for at, mass in sorted(masses.items()) if abs(mass) > least}
+    for at, mass in masses.items():
+        by_place[tuple(at[axis] for axis in axes)][at] = mass
+    speaks = sum(mass for mass in masses.values() if mass > 0)
+    if len(by_place) < 2 or speaks == 0:
+        return strongest_half(masses)
+    (image,) = {at[0] for at in masses}
+    for first in itertools.product(*(range(extent) if axis in axes else [0] for axis, extent in enumerate(shape))):
+        place = tuple(first[axis] for axis in axes)
+        if place not in by_place:  # where no channel adds anything, the first is as good as any
+            by_place[place] = {(image, *first[1:]): 0.0}
+    level = {place: sum(own.values()) for place, own in by_place.items()}
+    mean, size = (sum(map(of, level.values())) / len(level) for of in (float, abs))
+    above = {place: value - mean for place, value in level.items() if value - mean > 1e-6 * size}
+    return {
+        first_best(list(by_place[place].items())): speaks * excess / sum(above.values())
+        for place, excess in above.items()
+    }
 
 
 def strongest_half(masses: dict[Any, float]) -> dict[Any, float]:

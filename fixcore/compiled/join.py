@@ -12,43 +12,24 @@ from fixcore.compiled.threads import alone
 
 _DIGIT = 11
 """Bits of a key sorted at once: their counts fit in the fastest cache."""
-_NONE_LOW = np.zeros(0, dtype=np.bool_)
 
 
-def joined(
-    major: Tensor, minor: Tensor, extent: int, mass: Tensor, low: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def joined(major: Tensor, minor: Tensor, extent: int, mass: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As `points.joined`, for float32 on a CPU."""
     points = len(mass)
-    lows = _NONE_LOW if low is None else low.numpy()
     # numpy's own arrays: to make and to cut them takes a fraction of the time, which here is most
-    majors, minors = np.empty(points, np.int64), np.empty(points, np.int64)
-    total, found = np.empty(points, np.float32), np.empty_like(lows)
-    given = (major.numpy(), minor.numpy(), extent, mass.numpy(), lows)
-    count = _join(*given, majors, minors, total, found)
-    of_low = None if low is None else torch.from_numpy(found[:count])
-    return torch.from_numpy(majors[:count]), torch.from_numpy(minors[:count]), torch.from_numpy(total[:count]), of_low
+    majors, minors, total = np.empty(points, np.int64), np.empty(points, np.int64), np.empty(points, np.float32)
+    count = _join(major.numpy(), minor.numpy(), extent, mass.numpy(), majors, minors, total)
+    return torch.from_numpy(majors[:count]), torch.from_numpy(minors[:count]), torch.from_numpy(total[:count])
 
 
 @alone
-def _join(
-    major: Any,
-    minor: Any,
-    extent: int,
-    mass: Any,
-    low: Any,
-    found_major: Any,
-    found_minor: Any,
-    total: Any,
-    found_low: Any,
-) -> int:
+def _join(major: Any, minor: Any, extent: int, mass: Any, found_major: Any, found_minor: Any, total: Any) -> int:
     """Write the distinct points and their mass, and return how many: sorted digit by digit, the lowest first."""
     points = major.shape[0]
-    knows_low = low.shape[0] > 0
     keys, largest = np.empty(points, dtype=np.int64), 0
     for point in range(points):
-        key = major[point] * extent + minor[point]
-        keys[point] = key * 2 + low[point] if knows_low else key
+        keys[point] = major[point] * extent + minor[point]
         largest = max(largest, keys[point])
     order = np.arange(points)
     next_keys, next_order = np.empty_like(keys), np.empty_like(order)
@@ -79,6 +60,4 @@ def _join(
         last += 1
         point = order[place]
         found_major[last], found_minor[last], total[last] = major[point], minor[point], mass[point]
-        if knows_low:
-            found_low[last] = low[point]
     return last + 1

@@ -70,19 +70,19 @@ def pooled_points(value: Tensor, places: tuple[int, ...], points: Points) -> Poi
     """Return, of points in the average of a map over all of its places, those in the map: on their common class map.
 
     What a target's evidence in a pooled feature is per unit of that feature weighs the feature at each place, and the
-    walk goes on as from a class map (`class_map_points`). Behind a linear layer alone these are the layer's weights,
-    those for and those against each on a scale of its own; hidden layers make weights of their own for each image.
+    walk goes on as from a class map (`class_map_points`). Behind a linear layer alone these are the layer's weights;
+    hidden layers make weights of their own for each image.
     Followed one by one to the places above its own mean, the features of a target would together reach every place.
     A target without evidence for it, in any feature, ends here. Mass: what speaks for the target.
     """
     per_image = value[0].numel()
     features = per_image // math.prod(value.shape[d] for d in places)
-    trace, image, mass, pull = by_vector(points, features)
+    trace, image, mass = by_vector(points, features)
     total = mass.clamp(min=0).sum(1)
     speaks = (total > 0).nonzero()[:, 0]
-    trace, image, pull, total = trace[speaks], image[speaks], pull[speaks], total[speaks]
+    trace, image, mass, total = trace[speaks], image[speaks], mass[speaks], total[speaks]
     pooled = by_place(value, places, features).mean(1, dtype=torch.float32)[image]
-    weight = torch.where(pooled != 0, pull / pooled.abs(), 0.0).to(value.dtype)
+    weight = torch.where(pooled != 0, mass / pooled, 0.0).to(value.dtype)
     begun = class_map_points(value, places, image, weight, torch.arange(len(trace), device=trace.device))
     return Points(begun.index, trace[begun.trace], begun.mass * total[begun.trace])
 

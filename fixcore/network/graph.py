@@ -142,7 +142,7 @@ class Graph:
             if isinstance(node.meta["seen"], Seen) and is_vector(node.meta["seen"].shape):
                 names = (*names, *entry.keeps_of_vectors)
             for name in names:
-                fx.node.map_arg(self.arguments[node].get(name), kept.add)
+                fx.node.map_arg(node if name == "result" else self.arguments[node].get(name), kept.add)
         return kept
 
     def _find_blanks(self) -> dict[fx.Node, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from fixcore.errors import CaptureError
 from fixcore.network.spelling import spell_alike, spell_linear
+from fixcore.points import is_vector
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.structure import Constants, Seen, arguments_by_name, described
 
@@ -193,10 +194,13 @@ def _view_any_layout(graph: fx.Graph) -> None:
 
 
 def _activate_in_place(graph: fx.Graph) -> None:
-    """Let an activation overwrite its input when nothing else reads that: one pass over memory less."""
+    """Let an activation overwrite its input when nothing else reads that: one pass over memory less.
+
+    Vectors stay, which are small, and which some rules read.
+    """
     for node in graph.nodes:
         if node.target not in IN_PLACE:
             continue
         (source,) = node.all_input_nodes
-        if source.target in _FRESH and len(source.users) == 1:
+        if source.target in _FRESH and len(source.users) == 1 and not is_vector(source.meta["seen"].shape):
             node.target = IN_PLACE[node.target]

@@ -12,14 +12,15 @@ patches       the pixel that a patch holds, the patch that adds most
 
 from fixcore.rules import attention, convolution, elementwise, layout, linear, normalization, patches, pooling
 from fixcore.rules.layout import LAYOUT
-from fixcore.rules.pooling import POOLS
+from fixcore.rules.pooling import CHOOSES, MIXES
 from fixcore.rules.table import MASS, PAPER, Options, rule
 
 __all__ = [
+    "CHOOSES",
     "LAYOUT",
     "MASS",
+    "MIXES",
     "PAPER",
-    "POOLS",
     "Options",
     "attention",
     "convolution",

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.elementwise import PASSES, REORDERED, SCALES
-from fixcore.rules.linear import parts, shared_among_inputs
+from fixcore.rules.linear import behind_vectors, parts
 from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
@@ -21,7 +21,13 @@ _PASSED = frozenset({*PASSES, *SCALES, *REORDERED, aten.expand.default, aten.whe
 """Operations through which the weights of attention may go after their softmax."""
 
 
-@rule(aten.matmul.default, aten.bmm.default, aten.mm.default, keeps=("self", "other", "mat2"))
+@rule(
+    aten.matmul.default,
+    aten.bmm.default,
+    aten.mm.default,
+    keeps=("self", "other", "mat2"),
+    keeps_of_vectors=("result",),
+)
 def strongest_term(visit: Visit, points: Points) -> Flow:
     """Go to the largest of the terms left[i, j] * right[j, d] that were summed; ties to the lowest j.
 
@@ -42,7 +48,7 @@ def strongest_term(visit: Visit, points: Points) -> Flow:
         looks = [_is_attention(source) for source in sources]
         followed = followed if looks[0] == looks[1] else [not look for look in looks]
     if left.dim() == 2 and followed == [True, False]:
-        return [(sources[0], shared_among_inputs(left, right.T, row, col, points))]
+        return [(sources[0], behind_vectors(visit, left, right.T, row, col, points))]
     of_left, of_right = (_own(batch, matrix, visit.shape) for matrix in (left, right))
     columns = right.transpose(-1, -2)
     term = torch.arange(left.shape[-1], device=left.device)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fixcore.points import Points, ravel, unravel
-from fixcore.rules.linear import shared_among_inputs
+from fixcore.rules.linear import behind_vectors
 from fixcore.rules.table import Flow, Visit, rule
 from fixcore.rules.winner import winning_inputs
 from fixcore.window import Pair, Window, pair
@@ -16,18 +16,19 @@ aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 
 
-@rule(*CONVOLUTIONS, keeps=("input",))
+@rule(*CONVOLUTIONS, keeps=("input",), keeps_of_vectors=("result",))
 def winning_channel(visit: Visit, points: Points) -> Flow:
     """Go to the input channel whose products with the kernel, summed over the window, are largest.
 
     Ties go to the lowest channel. The place is the window's centre (option "same"; for even extents the upper left
     of the middle) or the largest product in that channel ("argmax"; ties to the first in row-major order). It never
     lies on padding: a centre there moves to the nearest pixel. With groups only the neuron's group competes. A
-    convolution that sees its whole input at once is a linear layer and follows that rule. Mass: kept whole.
+    convolution that sees its whole input at once is a linear layer and follows that rule; where evidence is net, every
+    one whose output is a vector. Mass: kept whole.
     """
     image = visit.tensor("input")
     window, kernels, groups = visit.once(_sliding_kernels, image.shape[2:])
-    if window.sees_everything():
+    if points.signed or window.sees_everything():
         return _as_linear_layer(visit, points, window)
     index = winning_inputs(
         image.permute(0, 2, 3, 1),  # for channels_last a view whose rows are contiguous
@@ -62,14 +63,19 @@ def winning_channel_spread(visit: Visit, points: Points) -> Flow:
 
 
 def _as_linear_layer(visit: Visit, points: Points, window: Window) -> Flow:
-    """Follow a convolution whose one output place sees every input place by the rule of linear layers."""
+    """Follow a convolution that has one output place by the rule of linear layers, to the input places it sees."""
     image, weight, groups = visit.tensor("input"), visit.tensor("weight"), visit.plain("groups")
-    rows, cols = window.tap_of_every_cell(0), window.tap_of_every_cell(1)
-    seen = weight[:, :, rows[:, None].to(weight.device), cols.to(weight.device)].flatten(1)
+    (rows, row_taps), (cols, col_taps) = ([part.to(weight.device) for part in window.cells_seen(at)] for at in (0, 1))
+    seen = weight[:, :, row_taps[:, None], col_taps].flatten(1)
     n, out_channel, _, _ = unravel(points.index, visit.shape)
     group = torch.div(out_channel * groups, weight.shape[0], rounding_mode="floor")
-    by_group = image.reshape(len(image) * groups, -1)
-    return [(visit.source("input"), shared_among_inputs(by_group, seen, n * groups + group, out_channel, points))]
+    region = image if window.sees_everything() else image[:, :, rows[:, None], cols]
+    by_group = region.reshape(len(image) * groups, -1)
+    moved = behind_vectors(visit, by_group, seen, n * groups + group, out_channel, points)
+    if region is not image:
+        *channel, row, col = unravel(moved.index, region.shape)
+        moved = moved.moved(ravel([*channel, rows[row], cols[col]], image.shape), apart=True)
+    return [(visit.source("input"), moved)]
 
 
 def _sliding_kernels(visit: Visit, extent: torch.Size) -> tuple[Window, Tensor, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, fx
 
@@ -85,8 +83,26 @@ _BY_ELEMENT = frozenset({
 } - {aten.softmax.int, aten.log_softmax.int})  # fmt: skip
 """Operations of which an element depends on the same element of what is not constant among their operands."""
 
-_TURNS = (aten.neg.default, aten.rsub.Scalar)
-"""Operations that make low of high whatever their numbers."""
+_LIFTED = (
+    aten.hardsigmoid.default,
+    aten.sigmoid.default,
+    aten.log_sigmoid.default,
+    aten.softplus.default,
+    aten.exp.default,
+    aten.exp2.default,
+    aten.cos.default,
+    aten.clamp.default,
+    aten.clamp_min.default,
+    aten.hardtanh.default,
+    aten.threshold.default,
+    aten.add.Scalar,
+    aten.sub.Scalar,
+    aten.rsub.Scalar,
+)
+"""Operations that make something of nothing: at 0 they may not be 0, and that much no input added."""
+
+_SOFTMAX = (aten.softmax.int, aten.log_softmax.int)
+"""Operations that say of each element how it stands among the others."""
 
 REORDERED = (
     aten.view.default,
@@ -101,37 +117,55 @@ REORDERED = (
 
 _REPEATED = (aten.expand.default, aten.repeat.default)
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
-"""Operations whose results say how much of something passes, and are never below zero."""
+"""Operations whose results say how much of something passes."""
 
 
-@rule(*PASSES)
+@rule(*PASSES, *SCALES, aten.rsub.Scalar, keeps_of_vectors=("self", "input"))
 def same_place(visit: Visit, points: Points) -> Flow:
-    """Stay: the element itself was changed, none was moved. Mass: kept whole."""
-    return [(visit.source("self" if "self" in visit.arguments else "input"), points)]
+    """Stay: the element itself was changed, none was moved. Mass: kept whole, but for what no input added.
+
+    That is where evidence is net, of sigmoid(x) what it has beyond sigmoid(0), of c - x what x takes away. A softmax
+    sets elements against each other: there one more of the element counts as one more of what it becomes.
+    """
+    name = "self" if "self" in visit.arguments else "input"
+    if points.signed and visit.node.target in (*_LIFTED, *_SOFTMAX):
+        points = points.times(_added(visit, visit.tensor(name)).reshape(-1)[points.index])
+    return [(visit.source(name), points)]
 
 
-@rule(*SCALES, aten.rsub.Scalar)
-def scaled(visit: Visit, points: Points) -> Flow:
-    """Stay; a negative factor makes low of high. Mass: kept whole."""
-    factor = -1 if visit.node.target in _TURNS else visit.plain("other")
-    return [(visit.source("self"), points.turned(factor < 0))]
+def _added(visit: Visit, values: Tensor) -> Tensor:
+    """What of each element its input added, as a share of it; 0 where there is none."""
+    result = visit.again()
+    if visit.node.target in _SOFTMAX:
+        added = values
+    else:
+        others = {**visit.values, visit.source("self" if "self" in visit.arguments else "input"): values.new_zeros(())}
+        added = result - visit.node.target(**fx.node.map_arg(visit.arguments, others.__getitem__))  # type: ignore[operator]
+    return torch.where(result != 0, added / result, 0.0).float()
 
 
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, keeps=("self", "other"))
 def larger_branch(visit: Visit, points: Points) -> Flow:
     """Skip connection: follow the branch that adds more; ties to the branch computed earlier (the skip).
 
-    Where the sum is asked why it is low, the branch that takes away more. A constant is no branch, nor is an element
-    that no pixel reaches where the other branch has one. A branch that was broadcast is followed to the element it was
-    read from. Mass: kept whole.
+    A constant is no branch, nor is an element that no pixel reaches where the other branch has one. A branch that was
+    broadcast is followed to the element it was read from. Mass: kept whole. Where evidence is net all branches are
+    followed, each with what it adds or takes away; a constant's part ends here.
     """
     branches = _branches(visit, ("self", "other"))
+    if points.signed:
+        total = visit.again().reshape(-1)[points.index]
+        return [
+            (branch, points.times(torch.where(total != 0, added / total, 0.0).float()).moved(index))
+            for branch, index, added in _read(visit, branches, points)
+        ]
     if len(branches) < 2:
-        return [(branch, _own_sign(visit, branch, _moved_into(visit, branch, points))) for branch in branches]
+        return [(branch, _moved_into(visit, branch, points)) for branch in branches]
     (first, first_index, left), (second, second_index, right) = _read(visit, branches, points)
+    left, right = (visit.without_blanks(*own) for own in ((first, first_index, left), (second, second_index, right)))
     goes_first = left >= right
     return [
-        (branch, _own_sign(visit, branch, points.moved(index, apart=index is points.index)).where(goes))
+        (branch, points.moved(index, apart=index is points.index).where(goes))
         for branch, index, goes in ((first, first_index, goes_first), (second, second_index, ~goes_first))
     ]
 
@@ -175,10 +209,14 @@ def gated_half(visit: Visit, points: Points) -> Flow:
 
 @rule(aten.div.Tensor, aten.div.Tensor_mode)
 def numerator(visit: Visit, points: Points) -> Flow:
-    """Quotient: follow what is divided (normalisation), or if that is constant its divisor. Mass: kept whole."""
+    """Quotient: follow what is divided (normalisation), or if that is constant its divisor. Mass: kept whole.
+
+    A larger divisor makes less of what is divided: where evidence is net, it speaks against.
+    """
     divided = visit.source("self")
     branch = visit.source("other") if divided.meta["is_constant"] else divided
-    return [(branch, _factor_sign(visit, branch, _moved_into(visit, branch, points)))]
+    moved = _moved_into(visit, branch, points)
+    return [(branch, moved if branch is divided or not moved.signed else moved.times(-1))]
 
 
 @rule(aten.mul.Tensor)
@@ -186,16 +224,18 @@ def gated(visit: Visit, points: Points) -> Flow:
     """Product: follow the feature map past its gate (squeeze-excite, layer scale); a constant is no branch.
 
     The gate is the branch that was broadcast, by the product or before it, and so holds fewer elements. Between
-    branches of one size neither is only a gate (LSTM, paper III-D): both are followed, each with half of the mass; one
-    that comes from a sigmoid is followed because it is high, a negative constant makes low of high. A map that gates
-    itself, as in x sigmoid(x), is an activation, and its gate is not followed.
+    branches of one size neither is only a gate (LSTM, paper III-D): both are followed, each with half of the mass.
+    Where evidence is net, of those of an LSTM, too, only what passes: a gate says how much. A map that gates itself, as
+    in x sigmoid(x), is an activation, and its gate is not followed.
     """
     branches = _branches(visit, ("self", "other"))
     held = {branch: _elements(visit, branch) for branch in branches}
     branches = [branch for branch in branches if held[branch] == max(held.values())]
     branches = [branch for branch in branches if not any(_is_made_of(branch, other) for other in branches)]
+    if points.signed:
+        branches = [branch for branch in branches if not _is_gate(branch)] or branches
     part = points.times(1 / len(branches))
-    return [(branch, _factor_sign(visit, branch, _moved_into(visit, branch, part))) for branch in branches]
+    return [(branch, _moved_into(visit, branch, part)) for branch in branches]
 
 
 def _elements(visit: Visit, node: fx.Node) -> int:
@@ -217,6 +257,13 @@ def _is_made_of(node: fx.Node, source: fx.Node) -> bool:
     return False
 
 
+def _is_gate(node: fx.Node) -> bool:
+    """Whether a node says how much of something passes, or how much does not."""
+    while node.target in (aten.rsub.Scalar, *_REPEATED, *REORDERED):
+        node = node.all_input_nodes[0]
+    return node.target in _GATES
+
+
 def _branches(visit: Visit, names: tuple[str, ...]) -> list[fx.Node]:
     """Operands that depend on the images, in the order they were computed."""
     operands = [visit.arguments[name] for name in names]
@@ -232,31 +279,13 @@ def _read(visit: Visit, branches: list[fx.Node], points: Points) -> list[tuple[f
         added = value[unravel(index, value.shape)]
         if branch is visit.arguments["other"]:
             added = added * _second_factor(visit)
-        added = points.driving(added[:, None])[:, 0]
-        found.append((branch, index, visit.without_blanks(branch, index, added)))
+        found.append((branch, index, added))
     return found
 
 
 def _second_factor(visit: Visit) -> float:
     """What the second operand of a sum or difference is multiplied by."""
     return float(visit.arguments["alpha"] * (-1 if visit.node.target is aten.sub.Tensor else 1))
-
-
-def _own_sign(visit: Visit, branch: fx.Node, points: Points) -> Points:
-    """Points as neurons of a term: what is taken away was low where the difference is high."""
-    return points.turned(branch is visit.arguments["other"] and _second_factor(visit) < 0)
-
-
-def _factor_sign(visit: Visit, branch: fx.Node, points: Points) -> Points:
-    """Points as neurons of a factor."""
-    if points.low is None:
-        return points
-    if branch.target in _GATES:
-        return replace(points, low=torch.zeros_like(points.low))
-    other = visit.values.get(visit.arguments["other" if branch is visit.arguments["self"] else "self"])
-    if other is None or visit.shapes[branch] != visit.shape:
-        return points
-    return points.turned(other.expand(visit.shape)[unravel(points.index, visit.shape)] < 0)
 
 
 def _moved_into(visit: Visit, branch: fx.Node, points: Points) -> Points:

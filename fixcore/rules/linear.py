@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ _WEIGHTS = 1 << 22
 """Weights copied at once: few enough to stay in cache until they are multiplied, many enough to multiply them well."""
 
 
-@rule(aten.linear.default, keeps=("input",))
+@rule(aten.linear.default, keeps=("input",), keeps_of_vectors=("result",))
 def exciting_inputs(visit: Visit, points: Points) -> Flow:
     """Go to the inputs whose product with the weight drove the neuron, mass in proportion to the products.
 
-    On a vector (N, in) to every such input (Alg. 1). On tokens (N, ..., in) the layer works like a 1x1 convolution at
+    On a vector (N, in) to every such input (Alg. 1); where evidence is net to every input, by what it adds to the
+    target or takes away. On tokens (N, ..., in) the layer works like a 1x1 convolution at
     each token, and only the largest product wins, as there. On a flattened map `fc_to_map="argmax"` also keeps one (the
     released code). A neuron that nothing drove goes to its largest product, be it negative, so that no point is lost;
     ties to the first. Mass: kept whole.
@@ -33,13 +34,12 @@ def exciting_inputs(visit: Visit, points: Points) -> Flow:
     neuron = points.index - token * weight.shape[0]
     by_token = values.reshape(-1, inputs)
     if is_vector(values.shape) and not (visit.options.fc_to_map == "argmax" and comes_from_map(visit)):
-        return [(visit.source("input"), shared_among_inputs(by_token, weight, token, neuron, points))]
+        return [(visit.source("input"), behind_vectors(visit, by_token, weight, token, neuron, points))]
     flow = []
     for part in parts(len(points), inputs):
         piece = points.part(part)
-        product = piece.driving(by_token[token[part]] * weight[neuron[part]])
-        moved = piece.moved(token[part] * inputs + product.argmax(1))
-        flow.append((visit.source("input"), moved.as_valued(values)))
+        product = by_token[token[part]] * weight[neuron[part]]
+        flow.append((visit.source("input"), piece.moved(token[part] * inputs + product.argmax(1))))
     return flow
 
 
@@ -57,12 +57,47 @@ def excitation(product: Tensor) -> tuple[Tensor, Tensor]:
     return kept | fallback, weight / weight.sum(1, keepdim=True)
 
 
-def shared_among_inputs(by_token: Tensor, weight: Tensor, token: Tensor, neuron: Tensor, points: Points) -> Points:
-    """Share every neuron's mass among all inputs that drove it, as `excitation` does, by matrix products.
+def behind_vectors(
+    visit: Visit, by_token: Tensor, weight: Tensor, token: Tensor, neuron: Tensor, points: Points
+) -> Points:
+    """Share every neuron's mass among its inputs: by what they add, or where mass has no sign as `excitation` does.
 
     `by_token` is (L, in), `weight` (out, in); `token` and `neuron`, int64 (P,), say where the points stand. Returns
-    positions in `by_token`. The products a_i w_ji are never written out: the positive ones, which drove a neuron that
-    is high, are those of a+ w+ and a- w-; the negative ones, which drove one that is low, those of a+ w- and a- w+.
+    positions in `by_token`.
+    """
+    if points.signed:
+        return _shared_by_sign(by_token, weight, token, neuron, points, visit.result.reshape(-1)[points.index])
+    return _shared_among_drivers(by_token, weight, token, neuron, points)
+
+
+def _shared_by_sign(
+    by_token: Tensor, weight: Tensor, token: Tensor, neuron: Tensor, points: Points, value: Tensor
+) -> Points:
+    """Give every input what it adds to the target, or takes away: its value, times what one more of it would add.
+
+    A neuron's mass by its `value`, (P,), is what one more of that would add. A neuron at 0 adds nothing, and ends here.
+    """
+    pair, row = torch.unique(points.trace * len(by_token) + token, return_inverse=True)
+    trace = torch.div(pair, len(by_token), rounding_mode="floor")
+    own_token = pair - trace * len(by_token)
+    active, column = torch.unique(neuron, return_inverse=True)
+    per_unit = torch.where(value != 0, points.mass / value.float(), 0.0)
+    pull = torch.zeros(len(pair), len(active), device=weight.device).index_put_(
+        (row, column), per_unit, accumulate=True
+    )
+    added = torch.zeros(len(pair), weight.shape[1], device=weight.device)
+    for part, own in _by_pieces(weight, active):
+        added.addmm_(pull[:, part], own)
+    added *= by_token[own_token]
+    row, place = added.nonzero(as_tuple=True)
+    index = own_token[row] * weight.shape[1] + place
+    return Points(index, trace[row], added[row, place], distinct=True, signed=True)
+
+
+def _shared_among_drivers(by_token: Tensor, weight: Tensor, token: Tensor, neuron: Tensor, points: Points) -> Points:
+    """Share every neuron's mass among all inputs that drove it, as `excitation` does, by matrix products.
+
+    The products a_i w_ji are never written out: the positive ones are those of a+ w+ and a- w-.
     """
     inputs = weight.shape[1]
     pair, row = torch.unique(points.trace * len(by_token) + token, return_inverse=True)
@@ -73,41 +108,37 @@ def shared_among_inputs(by_token: Tensor, weight: Tensor, token: Tensor, neuron:
     driving = [(values * sign).clamp_(min=0) for sign in signs]
     by_pull = [torch.zeros_like(values) for _ in signs]  # what each side of the weights passed on, not yet times values
     arrived = torch.zeros_like(values)
-    for wanted, here in _by_direction(points):
-        active, column = torch.unique(neuron[here], return_inverse=True)
-        mass = torch.zeros(len(pair), len(active), device=weight.device)
-        mass.index_put_((row[here], column), points.mass[here], accumulate=True)
-        pieces = parts(len(active), inputs, _WEIGHTS)
-        rows = weight.new_empty(len(active[pieces[0]]) if pieces else 0, inputs)  # fresh memory each time costs as much
-        for part in pieces:
-            of_part = active[part]
-            own = torch.index_select(weight, 0, of_part, out=rows[: len(of_part)]).float()  # a copy, in memory at hand
-            pulls = [_pull(own if sign == signs[-1] else own.clone(), sign * wanted) for sign in signs]
-            driven = torch.stack([value @ pull.T for value, pull in zip(driving, pulls, strict=True)]).sum(0)
-            share = torch.where(driven > 0, mass[:, part] / driven, 0.0)
-            for went, pull in zip(by_pull, pulls, strict=True):
-                went.addmm_(share, pull)
-            lost_row, lost_column = ((driven <= 0) & (mass[:, part] != 0)).nonzero(as_tuple=True)
-            if len(lost_row):
-                least = (values[lost_row] * weight[active[part][lost_column]].float() * wanted).argmax(1)
-                arrived.index_put_((lost_row, least), mass[lost_row, lost_column + part.start], accumulate=True)
+    active, column = torch.unique(neuron, return_inverse=True)
+    mass = torch.zeros(len(pair), len(active), device=weight.device)
+    mass.index_put_((row, column), points.mass, accumulate=True)
+    for part, own in _by_pieces(weight, active):
+        pulls = [_pull(own if sign == signs[-1] else own.clone(), sign) for sign in signs]
+        driven = torch.stack([value @ pull.T for value, pull in zip(driving, pulls, strict=True)]).sum(0)
+        share = torch.where(driven > 0, mass[:, part] / driven, 0.0)
+        for went, pull in zip(by_pull, pulls, strict=True):
+            went.addmm_(share, pull)
+        lost_row, lost_column = ((driven <= 0) & (mass[:, part] != 0)).nonzero(as_tuple=True)
+        if len(lost_row):
+            least = (values[lost_row] * weight[active[part][lost_column]].float()).argmax(1)
+            arrived.index_put_((lost_row, least), mass[lost_row, lost_column + part.start], accumulate=True)
     for value, went in zip(driving, by_pull, strict=True):
         arrived.addcmul_(value, went)
     row, place = arrived.nonzero(as_tuple=True)
-    found = Points(own_token[row] * inputs + place, trace[row], arrived[row, place], distinct=True)
-    return found if points.low is None else replace(found, low=values[row, place] < 0)
+    return Points(own_token[row] * inputs + place, trace[row], arrived[row, place], distinct=True)
+
+
+def _by_pieces(weight: Tensor, active: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the rows `active` of a weight, float32, some at a time: which of them, and a copy that may be changed."""
+    pieces = parts(len(active), weight.shape[1], _WEIGHTS)
+    rows = weight.new_empty(len(active[pieces[0]]) if pieces else 0, weight.shape[1])  # fresh memory costs as much
+    for part in pieces:
+        of_part = active[part]
+        yield part, torch.index_select(weight, 0, of_part, out=rows[: len(of_part)]).float()
 
 
 def _pull(weight: Tensor, sign: int) -> Tensor:
     """Keep, in place, what of the weights has a sign, and make it positive."""
     return (weight if sign > 0 else weight.neg_()).clamp_(min=0)
-
-
-def _by_direction(points: Points) -> list[tuple[int, Tensor | slice]]:
-    """The points that were followed because they are high, and those because they are low: a sign, and which."""
-    if points.low is None:
-        return [(1, slice(None))]
-    return [(1, (~points.low).nonzero()[:, 0]), (-1, points.low.nonzero()[:, 0])]
 
 
 def parts(count: int, width: int, size: int = _CHUNK) -> list[slice]:

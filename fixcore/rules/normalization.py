@@ -31,23 +31,22 @@ def normalised(visit: Visit, points: Points) -> Flow:
     A batch norm behind a convolution never comes here, it is folded in at capture: with a negative scale the
     convolution's winner would otherwise be its most inhibiting input.
     """
-    if points.low is None:
+    if not points.signed:
         return [(visit.source("input"), points)]
     values = visit.tensor("input").float().flatten(1)
     features = values.shape[1]
     groups = _groups(visit, features)
     if groups is None:
         return [(visit.source("input"), points)]
-    trace, vector, _, pull = by_vector(points, features)
+    trace, vector, mass = by_vector(points, features)
     result = visit.again().float().flatten(1)[vector]
-    weight = torch.where(result != 0, pull / result.abs(), 0.0) * _slope(visit, values, groups)[vector]
+    weight = torch.where(result != 0, mass / result, 0.0) * _slope(visit, values, groups)[vector]
     if groups:
         by_group = weight.view(len(trace), groups, -1)
         weight = (by_group - by_group.mean(2, keepdim=True)).flatten(1)
     moved = values[vector] * weight
     row, feature = moved.nonzero(as_tuple=True)
-    low = values[vector[row], feature] < 0
-    found = Points(vector[row] * features + feature, trace[row], moved[row, feature], distinct=True, low=low)
+    found = Points(vector[row] * features + feature, trace[row], moved[row, feature], distinct=True, signed=True)
     return [(visit.source("input"), found)]
 
 

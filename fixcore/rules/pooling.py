@@ -15,14 +15,10 @@ from fixcore.window import POOLING_SIZES, Window, cells, pair, pooling_window
 
 aten = torch.ops.aten
 
-POOLS = frozenset(
+MIXES = frozenset(
     {
-        aten.max_pool2d.default,
         aten.avg_pool2d.default,
         aten.adaptive_avg_pool2d.default,
-        aten.amax.default,
-        aten.amin.default,
-        aten.logsumexp.default,
         aten.mean.dim,
         aten.sum.dim_IntList,
         aten.var.dim,
@@ -32,7 +28,10 @@ POOLS = frozenset(
         aten.linalg_vector_norm.default,
     }
 )
-"""Operations that take one value of several places: behind them vectors end."""
+"""Operations that make one value of several places: behind them vectors end."""
+
+CHOOSES = frozenset({aten.amax.default, aten.amin.default, aten.logsumexp.default, aten.gather.default})
+"""Operations that take one element of several, wherever it stands."""
 
 
 @rule(aten.max_pool2d.default, keeps=("self",))

@@ -23,8 +23,8 @@ class Options:
     """Choices between readings of the algorithm; `MASS` and `PAPER` are the two sets in use."""
 
     vector: Literal["positive", "net"]
-    """Vectors: follow what raises the target, and of every neuron what raises it (Alg. 1); or what raises the target
-    less what lowers it, of a neuron below zero what lowers it, and where the vectors end the strongest half of that."""
+    """Vectors: follow of every neuron what raises it (Alg. 1); or what each input adds to the target or takes away, and
+    where a map begins the places that add more than its mean."""
     fc_to_map: Literal["all", "argmax"]
     """Linear layer on a flattened map: follow as on a vector (paper), or the strongest input only (released code)."""
     location: Literal["same", "argmax"]
@@ -51,6 +51,13 @@ class Visit:
     """Where a node holds elements that no pixel reaches (a learned token beside the image's): bool, one image, flat."""
     made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = field(default_factory=dict)
     """What `once` made, for this node and others."""
+
+    @property
+    def result(self) -> Tensor:
+        """The node's own output, if the rule keeps that (`"result"`)."""
+        value = self.values[self.node]
+        assert isinstance(value, Tensor)
+        return value
 
     @property
     def shape(self) -> torch.Size:
@@ -116,7 +123,7 @@ class RuleTable(Mapping[Callable[..., Any], Entry]):
     def __call__(
         self, *operations: Callable[..., Any], keeps: tuple[str, ...] = (), keeps_of_vectors: tuple[str, ...] = ()
     ) -> Callable[[Rule], Rule]:
-        """Register a function as the rule of `operations`; `keeps` names the arguments whose values it reads."""
+        """Register a function as the rule of `operations`; `keeps` names the arguments that it reads, or `result`."""
 
         def register(follow: Rule) -> Rule:
             for operation in operations:

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fixcore.points import Points
 from fixcore.rules.table import Options, Visit, rule
 from fixcore.structure import arguments_by_name
-from tests.oracles import ORACLES, Arrow
+from tests.oracles import ADDED, ORACLES, Arrow, added
 
 
 @dataclass
@@ -51,7 +51,7 @@ def one_node(
     node.meta.update(is_constant=False, position=len(values))
     named = arguments_by_name(node)
     shapes = {at: value.shape for at, value in values.items()} | {node: result.shape}
-    visit = Visit(node, named, values, shapes, options)
+    visit = Visit(node, named, {**values, node: result}, shapes, options)
     given: dict[str, Any] = {name: fx.node.map_arg(value, lambda at: values[at]) for name, value in named.items()}
     names: dict[fx.Node, list[str]] = defaultdict(list)
     for name, value in named.items():
@@ -69,10 +69,10 @@ def one_node(
     return OneNode(visit, result, given, names)
 
 
-def followed(case: OneNode, low: Tensor | None = None) -> list[Arrow]:
+def followed(case: OneNode, signed: bool = False) -> list[Arrow]:
     """Where the rule sends each output element: every element is its own trace, all in one call."""
     count = case.result.numel()
-    points = Points(torch.arange(count), torch.arange(count), torch.ones(count), low=low)
+    points = Points(torch.arange(count), torch.arange(count), torch.ones(count), signed=signed)
     found: list[Arrow] = [defaultdict(float) for _ in range(count)]
     for source, moved in rule[case.visit.node.target].follow(case.visit, points):
         (name, *_) = case.names[source]
@@ -82,17 +82,18 @@ def followed(case: OneNode, low: Tensor | None = None) -> list[Arrow]:
     return found
 
 
-def check_against_oracle(case: OneNode, low: Tensor | None = None) -> None:
+def check_against_oracle(case: OneNode, signed: bool = False) -> None:
     """Assert that the rule sends every output element where the oracle does, in the same shares.
 
-    `low`, bool, says which elements are followed because they are low; None: the published rules.
+    `signed`: to what adds to the element and what takes away, each with its sign.
     """
-    answer = ORACLES[case.visit.node.target]
-    for element, found in enumerate(followed(case, low)):
+    answer, adds = ORACLES[case.visit.node.target], signed and case.visit.node.target in ADDED
+    case.given["signed"] = signed
+    for element, found in enumerate(followed(case, signed)):
         at = tuple(int(i) for i in torch.unravel_index(torch.tensor(element), case.result.shape))
-        case.given["low"] = low is not None and bool(low[element])
-        expected = answer(case.given, at, case.visit.options)
+        expected = added(case.given, at) if adds else answer(case.given, at, case.visit.options)
+        found = {key: share for key, share in found.items() if share != 0}
         assert found.keys() == expected.keys(), f"element {at}: {dict(found)} is not {expected}"
         for key, share in expected.items():
             assert abs(found[key] - share) < 1e-5, f"element {at}: {dict(found)} is not {expected}"
-        assert abs(sum(found.values()) - 1) < 1e-5
+        assert signed or abs(sum(found.values()) - 1) < 1e-5

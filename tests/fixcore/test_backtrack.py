@@ -6,7 +6,6 @@ import copy
 import itertools
 import math
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +21,7 @@ from fixcore.rules import MASS, PAPER, rule
 from fixcore.rules.table import Options
 from fixcore.structure import arguments_by_name
 from tests.fixcore.networks import FAMILIES, Dense, Pooled, Residual, integer_images, integer_network
-from tests.oracles import ORACLES, strongest_half, walk
+from tests.oracles import ADDED, ORACLES, added, told_by_places, walk
 
 OPTIONS = [MASS, PAPER, replace(PAPER, location="argmax")]
 seeds = st.integers(0, 2**31)
@@ -41,9 +40,9 @@ def plain_values(graph: fixcore.Graph, images: Tensor) -> dict[fx.Node, Any]:
 
 
 def slow_answers(graph: fixcore.Graph, values: dict[fx.Node, Any], options: Options) -> Any:
-    """What an oracle says of one element: a function of node, element and whether it was followed for being low."""
+    """What an oracle says of one element: a function of node, element and whether its mass has a sign."""
 
-    def answer(node: fx.Node, at: tuple[int, ...], low: bool = False) -> list[tuple[fx.Node, tuple[int, ...], float]]:
+    def answer(node: fx.Node, at: tuple[int, ...], signed: bool = False) -> list[Any]:
         named = arguments_by_name(node)
         sources: dict[str, fx.Node] = {}
         for name, value in named.items():
@@ -54,8 +53,11 @@ def slow_answers(graph: fixcore.Graph, values: dict[fx.Node, Any], options: Opti
         moving = [name for name, source in sources.items() if not source.meta["is_constant"]]
         moving.sort(key=lambda name: sources[name].meta["position"])
         given |= {"result": values[node], "operation": node.target, "order": moving, "from_map": False}
-        given |= {"names": list(named)[: len(node.args)], "low": low}
-        arrow = ORACLES[node.target](given, at, options)
+        given |= {"names": list(named)[: len(node.args)]}
+        given["signed"] = signed
+        given["gates"] = [name for name, source in sources.items() if signed and source.target in GATES]
+        adds = signed and node.target in ADDED
+        arrow = added(given, at) if adds else ORACLES[node.target](given, at, options)
         return [(sources[name], place, share) for (name, place), share in arrow.items()]
 
     return answer
@@ -65,20 +67,19 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
     """Per image, (row, col) -> mass, by recursion from single elements through the oracles."""
     values = plain_values(graph, images)
     answer = slow_answers(graph, values, options)
-    if options.vector == "net":
-        return [
-            net_fixations(graph, values, answer, image, wanted, -1.0, options)
-            or net_fixations(graph, values, answer, image, wanted, 0.0, options)  # outweighed: what speaks for it
-            for image, wanted in enumerate(target.tolist())
-        ]
     head, found = graph.head, []
     for image, wanted in enumerate(target.tolist()):
+        if options.vector == "net":
+            pixels = net_fixations(graph, values, answer, image, wanted, options)
+            if pixels:
+                found.append(pixels)
+                continue  # else nothing speaks for it
         begin: list[tuple[fx.Node, tuple[int, ...], float]]
-        if options.average_pool == "argmax" or head is None:
+        if options.average_pool == "argmax" or head is None or not head.places:
             begin = [(graph.logits, (image, wanted), 1.0)]
         else:
             begin = class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted))
-        pixels: dict[tuple[int, int], float] = defaultdict(float)
+        pixels = defaultdict(float)
         for node, at, mass in begin:
             for (_, _, row, col), part in walk(node, at, mass, answer).items():
                 pixels[row, col] += part
@@ -88,71 +89,64 @@ def slow_fixations(graph: fixcore.Graph, images: Tensor, target: Tensor, options
 
 
 def net_fixations(
-    graph: fixcore.Graph, values: Any, answer: Any, image: int, wanted: int, against: float, options: Options
+    graph: fixcore.Graph, values: Any, answer: Any, image: int, wanted: int, options: Options
 ) -> dict[Any, float]:
     """(row, col) -> mass of one image: node by node, everything that meets at an element added up.
 
-    Vectors are followed for what makes the logit high, less what makes it low; where they end, half goes on, and where
-    they are the average of a map, what lies above the mean of the map that they weigh.
+    Vectors are followed to what adds to the logit and what takes away; where they end, the places go on that add more
+    than the mean, and where they are the average of a map, what lies above the mean of the map that they weigh.
     """
-    aten, head, joins = torch.ops.aten, graph.head, options.average_pool == "above_mean"
-    held: dict[fx.Node, dict[tuple[tuple[int, ...], bool | None], float]] = defaultdict(lambda: defaultdict(float))
+    head, joins = graph.head, options.average_pool == "above_mean"
+    held: dict[fx.Node, dict[tuple[tuple[int, ...], bool], float]] = defaultdict(lambda: defaultdict(float))
     if head is not None and head.places and joins:
         for node, at, mass in class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted)):
-            held[node][at, None] += mass
+            held[node][at, False] += mass
     else:
-        held[graph.logits] = {((image, wanted), False): 1.0, ((image, wanted), True): against}
-    moves = (aten.reshape.default, aten.select.int, aten.permute.default)
+        held[graph.logits][(image, wanted), True] = math.copysign(1.0, float(values[graph.logits][image, wanted]))
     for node in reversed(graph.nodes):
         here = held.pop(node, {})
-        if not here:
+        signed = {at: mass for (at, has_sign), mass in here.items() if has_sign}
+        here = {at: mass for (at, has_sign), mass in here.items() if not has_sign}
+        (source, *_) = node.all_input_nodes
+        if signed and joins and node.target in AVERAGES and is_one_place(values[node]) > is_one_place(values[source]):
+            speaks = sum(mass for mass in signed.values() if mass > 0)
+            if speaks > 0:
+                for place, mass in common_class_map(source, values[source], values[node], image, signed):
+                    held[source][place, False] += mass * speaks
             continue
-        is_vector = is_one_place(values[node])
-        if is_vector and any(low is not None for _, low in here):
-            for_it = sum(mass for mass in summed((at, mass) for (at, _), mass in here.items()).values() if mass > 0)
-            pulls = summed((at, -mass if low else mass) for (at, low), mass in here.items())
-            (source, *_) = node.all_input_nodes
-            if node.target in AVERAGES and not is_one_place(values[source]) and joins:
-                if for_it > 0:
-                    for place, mass in common_class_map(source, values[source], values[node], image, pulls):
-                        held[source][place, None] += mass * for_it
-                continue
-            if node.target in NORMS:
-                for place, mass in undone(node, values, pulls).items():
-                    held[source][place, bool(values[source][place] < 0)] += mass
-                continue
-        ends = not (is_vector or node.target in moves) or node.target in AVERAGES
-        if ends and any(low is not None for _, low in here):
-            kept = strongest_half({at: mass for (at, _), mass in here.items()})
-            here = {(at, None): mass for at, mass in kept.items()}
-        for (at, low), mass in here.items():
-            for source, place, share in answer(node, at, bool(low)):
-                turned = low
-                if low is not None and node.target in (aten.linear.default, aten.conv2d.default):
-                    turned = bool(values[source][place] < 0)
-                elif low is not None and source.target is aten.sigmoid.default and node.target is aten.mul.Tensor:
-                    turned = False  # a gate is never low
-                held[source][place, turned] += mass * share
+        if signed and node.target in NORMS and is_one_place(values[node]):
+            for place, mass in undone(node, values, signed).items():
+                held[source][place, True] += mass
+            continue
+        if not (is_one_place(values[node]) or node.target in MOVES) or node.target in AVERAGES:
+            for at, mass in told_by_places(signed, values[node].shape).items():
+                here[at] = here.get(at, 0.0) + mass
+            signed = {}
+        for at, mass, has_sign in [(*own, False) for own in here.items()] + [(*own, True) for own in signed.items()]:
+            for source, place, share in answer(node, at, has_sign):
+                held[source][place, has_sign] += mass * share
+    found = held[graph.images]
+    last = told_by_places({at: mass for (at, has_sign), mass in found.items() if has_sign}, values[graph.images].shape)
     pixels: dict[tuple[int, int], float] = defaultdict(float)
-    for ((_, _, row, col), _), mass in held[graph.images].items():
+    for (_, _, row, col), mass in [*((at, mass) for (at, signed), mass in found.items() if not signed), *last.items()]:
         pixels[row, col] += mass
     total = sum(pixels.values())
     return {pixel: mass / total for pixel, mass in pixels.items()}
 
 
+MOVES = (torch.ops.aten.reshape.default, torch.ops.aten.select.int, torch.ops.aten.permute.default)
+GATES = (torch.ops.aten.sigmoid.default, torch.ops.aten.hardsigmoid.default)
 AVERAGES = (torch.ops.aten.mean.dim, torch.ops.aten.avg_pool2d.default, torch.ops.aten.adaptive_avg_pool2d.default)
 NORMS = (torch.ops.aten.layer_norm.default, torch.ops.aten.group_norm.default)
 
 
-def summed(parts: Iterable[tuple[tuple[int, ...], float]]) -> dict[tuple[int, ...], float]:
-    found: dict[tuple[int, ...], float] = defaultdict(float)
-    for key, part in parts:
-        found[key] += part
-    return found
-
-
-def is_one_place(value: Tensor) -> bool:
-    return value.dim() == 2 or value.shape[2:] == (1, 1) or (value.dim() == 4 and value.shape[1:3] == (1, 1))
+def is_one_place(value: Any) -> bool:
+    return (
+        not isinstance(value, Tensor)
+        or value.dim() == 2
+        or value.shape[2:] == (1, 1)
+        or (value.dim() == 4 and value.shape[1:3] == (1, 1))
+    )
 
 
 def weight_on_map(head: Any, wanted: int) -> Tensor:
@@ -165,30 +159,30 @@ def weight_on_map(head: Any, wanted: int) -> Tensor:
 
 
 def common_class_map(
-    source: fx.Node, value: Tensor, pooled: Tensor, image: int, pulls: dict[tuple[int, ...], float]
+    source: fx.Node, value: Tensor, pooled: Tensor, image: int, masses: dict[tuple[int, ...], float]
 ) -> list[tuple[tuple[int, ...], float]]:
     """Evidence per unit of each pooled feature, as weights of the map at each place."""
     weight = torch.zeros(pooled[image].numel(), dtype=torch.float64)
-    for at, pull in pulls.items():
+    for at, mass in masses.items():
         feature = max(at[1:])  # all other places are 0
-        weight[feature] = pull / abs(float(pooled[at])) if pooled[at] != 0 else 0.0
+        weight[feature] = mass / float(pooled[at]) if pooled[at] != 0 else 0.0
     return [(place, mass) for _, place, mass in class_map_start(source, value, image, weight)]
 
 
-def undone(node: fx.Node, values: Any, pulls: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
+def undone(node: fx.Node, values: Any, masses: dict[tuple[int, ...], float]) -> dict[tuple[int, ...], float]:
     """What each input of a normalised vector added: x times the slope of what is wanted, the statistics held fixed."""
     named = arguments_by_name(node)
     read, result = values[named["input"]].double(), values[node]
     groups = named["num_groups"] if node.target is torch.ops.aten.group_norm.default else 1
     found = {}
-    for image in {at[0] for at in pulls}:
-        own = {at: pulls.get(at, 0.0) for at in itertools.product([image], *map(range, result.shape[1:]))}
+    for image in {at[0] for at in masses}:
+        own = {at: masses.get(at, 0.0) for at in itertools.product([image], *map(range, result.shape[1:]))}
         scale = values[named["weight"]].flatten().tolist()
         for group in range(groups):
             places = list(own)[group * len(own) // groups : (group + 1) * len(own) // groups]
             spread = math.sqrt(float(torch.stack([read[at] for at in places]).var(correction=0)) + named["eps"])
             slope = {
-                at: (own[at] / abs(float(result[at])) if result[at] != 0 else 0.0) * scale[list(own).index(at)] / spread
+                at: (own[at] / float(result[at]) if result[at] != 0 else 0.0) * scale[list(own).index(at)] / spread
                 for at in places
             }
             level = sum(slope.values()) / len(slope)

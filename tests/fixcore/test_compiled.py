@@ -28,26 +28,22 @@ PLACES = st.integers(0, 9) | st.integers(0, 2**40 - 1)
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(0, 3), PLACES, st.booleans(), st.integers(-8, 8)), max_size=60),
-    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 3), PLACES, st.integers(-8, 8)), max_size=60),
 )
-@example([], True)
-@example([(0, 0, False, 1), (0, 0, True, 2), (0, 0, False, 3)], True)
-@example([(0, 2**39, False, 1), (0, 2**11, False, 2), (0, 2**39, False, 3), (0, 2**11 - 1, False, 4)], False)
-def test_what_meets_is_joined(points, knows_low):
+@example([])
+@example([(0, 0, 1), (0, 0, 2), (1, 0, 3)])
+@example([(0, 2**39, 1), (0, 2**11, 2), (0, 2**39, 3), (0, 2**11 - 1, 4)])
+def test_what_meets_is_joined(points):
     expected = defaultdict(float)
-    for trace, index, low, amount in points:
-        expected[trace, index, low and knows_low] += amount
-    column = list(zip(*points, strict=True)) if points else [[], [], [], []]
+    for trace, index, amount in points:
+        expected[trace, index] += amount
+    column = list(zip(*points, strict=True)) if points else [[], [], []]
     trace, index = (torch.tensor(column[at], dtype=torch.int64) for at in (0, 1))
-    low = torch.tensor(column[2], dtype=torch.bool) if knows_low else None
-    mass = torch.tensor(column[3], dtype=torch.float32)
+    mass = torch.tensor(column[2], dtype=torch.float32)
     for join in (joined, compiled_joined):
-        found_trace, found_index, total, found_low = join(trace, index, 2**40, mass, low)
-        lows = [False] * len(total) if found_low is None else found_low.tolist()
-        assert list(zip(found_trace.tolist(), found_index.tolist(), lows, strict=True)) == sorted(expected)
+        found_trace, found_index, total = join(trace, index, 2**40, mass)
+        assert list(zip(found_trace.tolist(), found_index.tolist(), strict=True)) == sorted(expected)
         assert total.tolist() == [expected[place] for place in sorted(expected)]
-        assert (found_low is None) == (low is None)
 
 
 def test_points_of_several_targets_are_joined_each_with_its_own():

@@ -142,21 +142,14 @@ class Passes(nn.Module):
 
 @pytest.mark.parametrize("inverted", [False, True])
 def test_behind_a_hidden_layer_the_class_map_has_the_weights_of_what_was_read(inverted):
-    """Those for the class and those against it each on a scale of its own: either side has all of the mass.
-
-    Of one less a feature, all of the mass is the feature's, which was followed for being low, though it lies above 0:
-    so its weight is below 0.
-    """
+    """A layer that changes nothing changes no evidence; what one less a feature adds is what the feature takes away."""
     network, images = random_network(lambda: Passes(inverted)), torch.randn(4, 2, 6, 8)
     target = torch.tensor([0, 1, 2, 0])
     plain = Wrapped(lambda: network.head.fc).eval()  # type: ignore[union-attr,return-value]
     plain.map = network.map
     recording = fixcore.capture(plain, images).record(images)
     assert recording.graph.head is not None
-    weight = recording.graph.head.weight[target]
-    product = (1 - recording.features if inverted else recording.features) * weight
-    scale = torch.where(product > 0, product.clamp(min=0).sum(1, True), -product.clamp(max=0).sum(1, True))
-    weight = product / scale / (-recording.features if inverted else recording.features)
+    weight = recording.graph.head.weight[target] * (-1 if inverted else 1)
     expected = fixcore.backtrack(recording, fixcore.Start(torch.arange(4), target, weight))
     found = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
     for name in ("image", "row", "col"):
