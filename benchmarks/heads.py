@@ -2,13 +2,13 @@
 
 Small classifiers learn single handwritten digits; all are alike but for the layers behind the last map, which are those
 of networks in use: behind its average a linear layer (ResNet), a norm before it (ConvNeXt), a batch norm, two heads
-averaged (RepViT), hidden layers (MobileNetV3, EfficientViT); layers on the map itself, flattened (AlexNet, VGG). Then they are shown two digits apart. Printed for each: the share
-of peaks of the evidence on the class's own digit, and the overlap of the two classes' evidence; beside it those of
-Grad-CAM.
+averaged (RepViT), hidden layers (MobileNetV3, EfficientViT); layers on the map itself, flattened (AlexNet, VGG). Then
+they are shown two digits apart. Printed for each: the share of peaks of the evidence on the class's own digit, and the
+overlap of the two classes' evidence; beside it those of Grad-CAM.
 
 And of the trained MobileNetV2, whose last layer is said in other words that change no logit, as a batch norm, and as
-hidden layers that mix features and part them again, behind the average or on the flattened map: share of boxes that overlap a true one by half (class given), share
-of peaks in a true box. About 6 minutes.
+hidden layers that mix features and part them again, behind the average or on the flattened map: share of boxes that
+overlap a true one by half (class given), share of peaks in a true box. About 6 minutes.
 """
 
 from __future__ import annotations

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.evidence.fixations import Fixations, LayerPoints
-from fixcore.network.class_map import averaged_places, pooled_points
+from fixcore.network.class_map import averaged_places
 from fixcore.network.graph import Recording
-from fixcore.points import Points, is_vector, merged, ravel, settled, unravel
+from fixcore.network.vectors_end import pooled_points, settled
+from fixcore.points import Points, is_vector, merged, ravel, unravel
 from fixcore.rules import CHOOSES, LAYOUT, MASS, MIXES, PAPER, rule
 from fixcore.rules.table import Options, Visit
 from fixcore.start import (
@@ -154,7 +155,7 @@ def _settled(arrived: list[Points], recording: Recording, node: fx.Node) -> tupl
     if not signed:
         return arrived, 0.0
     found, places = settled(merged(signed, shape.numel()), shape)
-    return [*(points for points in arrived if not points.signed), found], _half_stride(recording, node, places)
+    return [*(points for points in arrived if not points.signed), *found], _half_stride(recording, node, places)
 
 
 def _pooled_places(node: fx.Node, recording: Recording) -> tuple[int, ...]:

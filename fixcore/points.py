@@ -6,18 +6,14 @@ images never meet; points of different targets at the same place are told apart 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fixcore.compiled import join as compiled
 from fixcore.compiled.threads import is_compiled_for
-
-ROUNDING = 1e-6
-"""A half that is missed by rounding alone is a half; what lies so little above a mean lies at it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,77 +92,6 @@ def joined(major: Tensor, minor: Tensor, extent: int, mass: Tensor) -> tuple[Ten
     total = torch.zeros(len(key), dtype=mass.dtype, device=key.device).index_add_(0, slot, mass)
     major = torch.div(key, extent, rounding_mode="floor")
     return major, key - major * extent, total
-
-
-def settled(points: Points, shape: torch.Size) -> tuple[Points, tuple[int, ...]]:
-    """Return, where vectors end and a map begins, what of the evidence goes on, without a sign; `shape` is the map's.
-
-    What a place of the map adds to the target, over all its channels, is a class map: the places that lie above its
-    mean go on, each at the channel that adds most (ties: the lowest), with what they have beyond the mean. A target
-    whose evidence lies at one place alone (a class token) keeps the fewest neurons that together hold at least half of
-    what speaks for it, of equal ones the first. Mass: what speaks for the target, divided among what goes on; a target
-    for which nothing speaks ends here.
-
-    Points must be distinct. Also returned are the dimensions of the map's places, none if nothing is told by them.
-    """
-    targets = int(points.trace.max()) + 1 if len(points) else 0
-    speaks = points.mass.new_zeros(targets).index_add_(0, points.trace, points.mass.clamp(min=0))
-    largest = points.mass.new_zeros(targets).scatter_reduce(0, points.trace, points.mass.abs(), "amax")
-    is_left = points.mass.abs() > largest[points.trace] * ROUNDING  # not what has cancelled
-    points = points.where(is_left & (speaks[points.trace] > 0))
-    points = points.where(torch.argsort(points.trace * shape.numel() + points.index))
-    places = {3: (1,), 4: (2, 3)}.get(len(shape), ())
-    extents = [shape[0], *(shape[dim] for dim in places)]
-    at = unravel(points.index, shape)
-    place = ravel([at[0], *(at[dim] for dim in places)], extents)
-    by_line = math.prod(extents[1:])
-    line, row = torch.unique(points.trace * shape[0] + at[0], return_inverse=True)  # a target, and a row of the map
-    trace = torch.div(line, shape[0], rounding_mode="floor")
-    cell = row * by_line + place % by_line
-    added = points.mass.new_zeros(len(line) * by_line).index_add_(0, cell, points.mass).view(-1, by_line)
-    reached = torch.zeros_like(added).view(-1).index_fill_(0, cell, 1.0).view_as(added).sum(1)
-    has_places = torch.zeros(targets, dtype=torch.bool, device=cell.device).index_fill_(0, trace[reached > 1], True)
-    excess = added - added.mean(1, keepdim=True)
-    least = added.abs().mean(1, keepdim=True) * ROUNDING
-    excess = torch.where((excess > least) & has_places[trace][:, None], excess, 0.0)
-    total = excess.new_zeros(targets).index_add_(0, trace, excess.sum(1))
-    row, column = (excess > 0).nonzero(as_tuple=True)
-    coordinates = [torch.zeros_like(row)] * len(shape)  # where all channels add nothing, the first of them
-    for dim, own in zip((0, *places), unravel((line % shape[0])[row] * by_line + column, extents), strict=True):
-        coordinates[dim] = own
-    first = ravel(coordinates, shape)
-    strongest = _strongest(points, cell, added.numel())[row * by_line + column]
-    index = torch.where(strongest < len(points), points.index[strongest.clamp(max=len(points) - 1)], first)
-    share = (excess / total[trace][:, None])[row, column]
-    found = Points(index, trace[row], speaks[trace[row]] * share, distinct=True)
-    halves = _strongest_half(points.where(~has_places[points.trace]))
-    return (_together([halves, found]) if len(halves) else found), (places if len(found) else ())
-
-
-def _strongest(points: Points, cell: Tensor, cells: int) -> Tensor:
-    """Return int64 (cells,): of the points in a cell, int64 (P,), the first with the largest mass; P: there is none."""
-    largest = points.mass.new_full((cells,), -torch.inf).scatter_reduce(0, cell, points.mass, "amax")
-    number = torch.where(points.mass == largest[cell], torch.arange(len(cell), device=cell.device), len(cell))
-    return torch.full((cells,), len(cell), device=cell.device).scatter_reduce(0, cell, number, "amin")
-
-
-def _strongest_half(points: Points) -> Points:
-    """Keep the fewest points that together hold at least half of what speaks for each target, and all of its mass."""
-    points = replace(points.where(points.mass > 0), signed=False)
-    if not len(points):
-        return points
-    trace, row, count = torch.unique_consecutive(points.trace, return_inverse=True, return_counts=True)
-    first = count.cumsum(0) - count
-    column = torch.arange(len(points), device=row.device) - first[row]
-    by_target = points.mass.new_zeros(len(trace), int(count.max())).index_put_((row, column), points.mass)
-    strongest, order = torch.sort(by_target, dim=1, descending=True, stable=True)
-    held = strongest.double().cumsum(1)
-    total = held[:, -1:]
-    kept = ((held - strongest) * 2 < total * (1 - ROUNDING)) & (strongest > 0)
-    scale = total[:, 0] / held.gather(1, kept.sum(1, keepdim=True) - 1)[:, 0]
-    row, rank = kept.nonzero(as_tuple=True)
-    place = first[row] + order[row, rank]
-    return Points(points.index[place], trace[row], (strongest[row, rank] * scale[row]).float(), distinct=True)
 
 
 def is_vector(shape: Sequence[int | None]) -> bool:

@@ -6,7 +6,6 @@ Averaging is linear, so whatever weighs pooled features weighs each place alike:
 
 from __future__ import annotations
 
-import math
 from functools import lru_cache
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor, fx
 
 from fixcore.compiled import class_maps as compiled
 from fixcore.compiled.threads import is_compiled_for
-from fixcore.points import Points, by_vector
+from fixcore.points import Points
 from fixcore.rules.winner import winning_inputs
 from fixcore.structure import arguments_by_name
 from fixcore.window import Window
@@ -64,27 +63,6 @@ def class_map_points(value: Tensor, places: tuple[int, ...], image: Tensor, weig
     row, place, channel, share = places_above_mean(by_place(value, places, features), weight, image)
     position = positions(value.shape[1:], value.device, places, features)
     return Points(image[row] * value[0].numel() + position[place, channel], trace[row], share)
-
-
-def pooled_points(value: Tensor, places: tuple[int, ...], points: Points) -> Points:
-    """Return, of points in the average of a map over all of its places, those in the map: on their common class map.
-
-    What a target's evidence in a pooled feature is per unit of that feature weighs the feature at each place, and the
-    walk goes on as from a class map (`class_map_points`). Behind a linear layer alone these are the layer's weights;
-    hidden layers make weights of their own for each image.
-    Followed one by one to the places above its own mean, the features of a target would together reach every place.
-    A target without evidence for it, in any feature, ends here. Mass: what speaks for the target.
-    """
-    per_image = value[0].numel()
-    features = per_image // math.prod(value.shape[d] for d in places)
-    trace, image, mass = by_vector(points, features)
-    total = mass.clamp(min=0).sum(1)
-    speaks = (total > 0).nonzero()[:, 0]
-    trace, image, mass, total = trace[speaks], image[speaks], mass[speaks], total[speaks]
-    pooled = by_place(value, places, features).mean(1, dtype=torch.float32)[image]
-    weight = torch.where(pooled != 0, mass / pooled, 0.0).to(value.dtype)
-    begun = class_map_points(value, places, image, weight, torch.arange(len(trace), device=trace.device))
-    return Points(begun.index, trace[begun.trace], begun.mass * total[begun.trace])
 
 
 def places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fixcore
-from fixcore.points import Points, settled
+from fixcore.network.vectors_end import settled
+from fixcore.points import Points, merged
 from fixcore.rules import MASS, PAPER, linear, rule
 from tests.fixcore.one_node import OneNode, check_against_oracle, one_node
 from tests.oracles import ADDED, ORACLES, added, strongest_half, told_by_places
@@ -153,9 +154,10 @@ def test_where_vectors_end_the_places_above_the_mean_go_on(shape, data):
     points = data.draw(st.lists(point, max_size=40, unique_by=lambda one: one[:2]))
     trace, index, mass = (torch.tensor([point[at] for point in points], dtype=torch.int64) for at in range(3))
     image = trace % shape[0]
-    found, places = settled(
+    parts, places = settled(
         Points(image * own + index, trace, mass.float(), distinct=True, signed=True), torch.Size(shape)
     )
+    found = merged(parts, size)
     assert not found.signed
     assert places in ((), {3: (1,), 4: (2, 3)}.get(len(shape), ()))
     for target in range(4):
