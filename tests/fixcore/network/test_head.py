@@ -159,6 +159,82 @@ def test_behind_a_hidden_layer_the_class_map_has_the_weights_of_what_was_read(in
     torch.testing.assert_close(fixcore.evidence_boxes(found), fixcore.evidence_boxes(expected))
 
 
+class Flattened(nn.Module):
+    """A map and layers on the whole of it."""
+
+    def __init__(self, own_map: nn.Module, *layers: nn.Module) -> None:
+        super().__init__()
+        self.map, self.layers = own_map, nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.layers(F.relu(self.map(images)))
+
+
+def linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    layer.weight.data = weight.contiguous()
+    if bias is not None:
+        layer.bias.data = bias
+    return layer
+
+
+def sayings(head: nn.Linear, places: tuple[int, int]) -> dict[str, list[nn.Module]]:
+    """Return layers that make of a map the logits of a linear layer on its average."""
+    weight, bias = head.weight.detach(), head.bias.detach()
+    count = places[0] * places[1]
+    spread = (weight[:, :, None] / count).expand(-1, -1, count).flatten(1)
+    turn = torch.linalg.qr(torch.randn(spread.shape[1], spread.shape[1])).Q
+    both_ways = torch.cat([turn, -turn])  # of each pair one is above 0
+    seen = nn.Conv2d(weight.shape[1], len(weight), places)
+    seen.weight.data, seen.bias.data = spread.view(*weight.shape, *places).contiguous(), bias
+    return {
+        "flattened": [nn.Flatten(), linear(spread, bias)],
+        "hidden": [
+            nn.Flatten(),
+            linear(both_ways),
+            nn.ReLU(),
+            linear(torch.cat([spread @ turn.T] * 2, 1) * SIDES, bias),
+        ],
+        "two layers": [nn.Flatten(), linear(turn), linear(spread @ turn.T, bias)],
+        "convolution": [seen, nn.Flatten()],
+        "log-softmax": [nn.Flatten(), linear(spread, bias), nn.LogSoftmax(1)],
+        "one less": [
+            nn.Flatten(),
+            linear(turn),
+            OneLess(),
+            linear(-(spread @ turn.T), bias + (spread @ turn.T).sum(1)),
+        ],
+    }
+
+
+class OneLess(nn.Module):
+    def forward(self, values: Tensor) -> Tensor:
+        return 1 - values
+
+
+SIDES = torch.cat([torch.ones(288), -torch.ones(288)])
+
+
+@pytest.mark.parametrize("words", ["flattened", "hidden", "two layers", "convolution", "log-softmax", "one less"])
+def test_however_a_head_is_written_its_evidence_is_that_of_its_function(words):
+    """A linear layer on the average, or layers on the flattened map (AlexNet, VGG) that give the same logits."""
+    network, images = random_network(lambda: nn.Linear(6, 3)), torch.randn(4, 2, 6, 8)
+    target = torch.tensor([0, 1, 2, 0])
+    assert isinstance(network.head, nn.Linear)
+    assert isinstance(network.map, nn.Conv2d)
+    said = Flattened(network.map, *sayings(network.head, (6, 8))[words]).eval()
+    expected = fixcore.backtrack(fixcore.capture(network, images).record(images), target)
+    recording = fixcore.capture(said, images).record(images)
+    found = fixcore.backtrack(recording, target)
+    with torch.no_grad():
+        own = recording.logits if words == "log-softmax" else recording.logits.log_softmax(1)
+        torch.testing.assert_close(own, network(images).log_softmax(1), rtol=1e-4, atol=1e-4)
+    for name in ("image", "row", "col"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.mass, expected.mass, rtol=1e-2, atol=1e-5)
+    assert found.margin == expected.margin == 0.5
+
+
 @pytest.mark.parametrize("family", [Channelwise, Pooled])
 def test_half_precision_and_double_are_walked_alike(family):
     images, target = integer_images(5, 4), torch.tensor([0, 1, 2, 1])
