@@ -6,7 +6,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -219,6 +219,27 @@ def test_what_speaks_for_and_against_is_as_the_derivative_says(operation, argume
             assert change.view(-1)[trace].sign() == mass.sign()
         if operation in ADDED:
             check_against_oracle(case, signed=True)
+
+
+@pytest.mark.parametrize("through", [(), (aten.rsub.Scalar,), (aten.view.default, aten.rsub.Scalar)], ids=len)
+def test_where_evidence_is_net_a_gate_says_how_much_and_is_not_followed(through):
+    """In sigmoid(x) * y, and in (1 - sigmoid(x)) * y, only what passes; by the published rules both, with halves."""
+    case = one_node(aten.mul.Tensor, torch.full((1, 2), 0.5), torch.tensor([[2.0, -2.0]]), options=MASS, constants=())
+    gate, passes = case.visit.source("self"), case.visit.source("other")
+    node, shapes = gate, cast(dict[Any, torch.Size], case.visit.shapes)
+    for operation in (*through, aten.sigmoid.default):
+        with node.graph.inserting_before(node):
+            before = node.graph.placeholder("before")
+        before.meta.update(is_constant=False, position=0)
+        shapes[before] = case.result.shape
+        node.op, node.target, node.args = "call_function", operation, (before,)
+        node = before
+    points = Points(torch.arange(2), torch.zeros(2, dtype=torch.int64), torch.tensor([3.0, -1.0]))
+    flow = dict(rule[aten.mul.Tensor].follow(case.visit, replace(points, signed=True)))
+    assert list(flow) == [passes]
+    assert flow[passes].mass.tolist() == [3.0, -1.0]
+    both = dict(rule[aten.mul.Tensor].follow(case.visit, points))
+    assert [both[branch].mass.tolist() for branch in (gate, passes)] == [[1.5, -0.5]] * 2
 
 
 class FlattenedMap(torch.nn.Module):
