@@ -77,7 +77,6 @@ HEADS: dict[str, Callable[[], list[nn.Module]]] = {
         nn.LayerNorm(128), nn.Linear(128, 128), nn.GELU(), nn.Linear(128, 10),
     ),
     "flattened map, linear": lambda: flat(nn.Linear(128 * 25, 10)),
-    "flattened map, hidden layer, ReLU": lambda: flat(nn.Linear(128 * 25, 128), nn.ReLU(), nn.Linear(128, 10)),
     "flattened map, two hidden layers, ReLU": lambda: flat(
         nn.Linear(128 * 25, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10),
     ),
