@@ -94,6 +94,15 @@ def joined(major: Tensor, minor: Tensor, extent: int, mass: Tensor) -> tuple[Ten
     return major, key - major * extent, total
 
 
+def numbered(values: Tensor, extent: int) -> tuple[Tensor, Tensor]:
+    """Return the distinct values in order, and which of them each is: as torch.unique, for values below `extent`.
+
+    Nothing is sorted.
+    """
+    is_there = torch.zeros(extent, dtype=torch.bool, device=values.device).index_fill_(0, values, True)
+    return is_there.nonzero()[:, 0], (is_there.cumsum(0) - 1)[values]
+
+
 def is_vector(shape: Sequence[int | None]) -> bool:
     """Whether an output has no more than one place: (N, D), or a map of one cell, (N, D, 1, 1) or (N, 1, 1, D)."""
     return all(extent == 1 for extent in shape[2:]) or (len(shape) == 4 and shape[1] == shape[2] == 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fixcore.network.class_map import by_place, class_map_points
-from fixcore.points import Points, by_vector, ravel, unravel
+from fixcore.points import Points, by_vector, numbered, ravel, unravel
 
 _ROUNDING = 1e-6
 """Of the largest: what is left of evidence that cancelled. Of the mean: what lies so little above it lies at it."""
@@ -52,23 +52,23 @@ def settled(points: Points, shape: torch.Size) -> tuple[list[Points], tuple[int,
 
     Points must be distinct. Also returned are the dimensions of the map's places, none if nothing is told by them.
     """
-    points = _left(points, shape)
+    points = _left(points)
     places = _PLACES.get(len(shape), ())
     line, cell = _lines(points, shape, places)
-    reached = torch.bincount(torch.unique(cell) // _count(shape, places), minlength=len(line)) > 1
+    count = _count(shape, places)
+    reached = torch.bincount(numbered(cell, len(line) * count)[0] // count, minlength=len(line)) > 1
     told = torch.isin(points.trace, line[reached] // shape[0])
     found = _above_mean(points.where(told), shape, places)
     return [found, _strongest_half(points.where(~told))], places if len(found) else ()
 
 
-def _left(points: Points, shape: torch.Size) -> Points:
-    """Leave out what has cancelled, and targets for which nothing speaks; in the order of targets, then places."""
+def _left(points: Points) -> Points:
+    """Leave out what has cancelled, and targets for which nothing speaks."""
     targets = int(points.trace.max()) + 1 if len(points) else 0
     speaks = _by_target(points, points.mass.clamp(min=0), targets)
     largest = points.mass.new_zeros(targets).scatter_reduce(0, points.trace, points.mass.abs(), "amax")
     is_left = (points.mass.abs() > largest[points.trace] * _ROUNDING) & (speaks[points.trace] > 0)
-    points = points.where(is_left)
-    return points.where(torch.argsort(points.trace * shape.numel() + points.index))
+    return points.where(is_left)
 
 
 def _above_mean(points: Points, shape: torch.Size, places: tuple[int, ...]) -> Points:
@@ -109,6 +109,7 @@ def _strongest_half(points: Points) -> Points:
     points = replace(points.where(points.mass > 0), signed=False)
     if not len(points):
         return points
+    points = points.where(torch.argsort(points.trace * (points.index.max() + 1) + points.index))
     trace, row, count = torch.unique_consecutive(points.trace, return_inverse=True, return_counts=True)
     first = count.cumsum(0) - count
     column = torch.arange(len(points), device=row.device) - first[row]
@@ -129,7 +130,8 @@ def _lines(points: Points, shape: torch.Size, places: tuple[int, ...]) -> tuple[
     A line is `target * rows + row`; a point's cell is its line's number times the places, and its place.
     """
     row, *rest = unravel(points.index, shape)
-    line, number = torch.unique(points.trace * shape[0] + row, return_inverse=True)
+    targets = int(points.trace.max()) + 1 if len(points) else 0
+    line, number = numbered(points.trace * shape[0] + row, targets * shape[0])
     place = ravel([torch.zeros_like(row), *(rest[dim - 1] for dim in places)], [1, *(shape[dim] for dim in places)])
     return line, number * _count(shape, places) + place
 

@@ -7,13 +7,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fixcore.points import Points, is_vector
+from fixcore.points import Points, is_vector, numbered
 from fixcore.rules.table import Flow, Visit, rule
 
 aten = torch.ops.aten
 
 _CHUNK = 1 << 21
 """Elements of the (points, inputs) product held at once."""
+_WORTH_COPYING = 4
+"""Weights of fewer than one in so many neurons are copied, and those alone multiplied."""
 _WEIGHTS = 1 << 22
 """Weights copied at once: few enough to stay in cache until they are multiplied, many enough to multiply them well."""
 
@@ -77,17 +79,17 @@ def _shared_by_sign(
 
     A neuron's mass by its `value`, (P,), is what one more of that would add. A neuron at 0 adds nothing, and ends here.
     """
-    pair, row = torch.unique(points.trace * len(by_token) + token, return_inverse=True)
-    trace = torch.div(pair, len(by_token), rounding_mode="floor")
-    own_token = pair - trace * len(by_token)
-    active, column = torch.unique(neuron, return_inverse=True)
+    trace, own_token, row = _pairs(points, token, len(by_token))
     per_unit = torch.where(value != 0, points.mass / value.float(), 0.0)
-    pull = torch.zeros(len(pair), len(active), device=weight.device).index_put_(
-        (row, column), per_unit, accumulate=True
-    )
-    added = torch.zeros(len(pair), weight.shape[1], device=weight.device)
-    for part, own in _by_pieces(weight, active):
-        added.addmm_(pull[:, part], own)
+    pull = torch.zeros(len(trace), len(weight), device=weight.device)
+    pull.index_put_((row, neuron), per_unit, accumulate=True)
+    active, _ = numbered(neuron, len(weight))
+    if weight.dtype == torch.float32 and len(active) * _WORTH_COPYING > len(weight):
+        added = pull @ weight
+    else:
+        added = torch.zeros(len(trace), weight.shape[1], device=weight.device)
+        for part, own in _by_pieces(weight, active):
+            added.addmm_(pull[:, active[part]], own)
     added *= by_token[own_token]
     row, place = added.nonzero(as_tuple=True)
     index = own_token[row] * weight.shape[1] + place
@@ -100,16 +102,14 @@ def _shared_among_drivers(by_token: Tensor, weight: Tensor, token: Tensor, neuro
     The products a_i w_ji are never written out: the positive ones are those of a+ w+ and a- w-.
     """
     inputs = weight.shape[1]
-    pair, row = torch.unique(points.trace * len(by_token) + token, return_inverse=True)
-    trace = torch.div(pair, len(by_token), rounding_mode="floor")
-    own_token = pair - trace * len(by_token)
+    trace, own_token, row = _pairs(points, token, len(by_token))
     values = by_token[own_token].float()
     signs = [1, -1] if bool((values < 0).any()) else [1]  # after a ReLU nothing is negative
     driving = [(values * sign).clamp_(min=0) for sign in signs]
     by_pull = [torch.zeros_like(values) for _ in signs]  # what each side of the weights passed on, not yet times values
     arrived = torch.zeros_like(values)
-    active, column = torch.unique(neuron, return_inverse=True)
-    mass = torch.zeros(len(pair), len(active), device=weight.device)
+    active, column = numbered(neuron, len(weight))
+    mass = torch.zeros(len(trace), len(active), device=weight.device)
     mass.index_put_((row, column), points.mass, accumulate=True)
     for part, own in _by_pieces(weight, active):
         pulls = [_pull(own if sign == signs[-1] else own.clone(), sign) for sign in signs]
@@ -125,6 +125,14 @@ def _shared_among_drivers(by_token: Tensor, weight: Tensor, token: Tensor, neuro
         arrived.addcmul_(value, went)
     row, place = arrived.nonzero(as_tuple=True)
     return Points(own_token[row] * inputs + place, trace[row], arrived[row, place], distinct=True)
+
+
+def _pairs(points: Points, token: Tensor, tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, of every target and token that it has points at, the two, int64 (Q,); and which pair each point is of."""
+    targets = int(points.trace.max()) + 1 if len(points) else 0
+    pair, row = numbered(points.trace * tokens + token, targets * tokens)
+    trace = torch.div(pair, tokens, rounding_mode="floor")
+    return trace, pair - trace * tokens, row
 
 
 def _by_pieces(weight: Tensor, active: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -112,10 +112,12 @@ def vector_layer(operation: Any, seed: int, inputs: int, low: int = -3) -> OneNo
     operation=st.sampled_from(VECTOR_LAYERS),
     low=st.sampled_from([0, -3]),
     held=st.sampled_from([linear._WEIGHTS, 24]),
+    worth_copying=st.sampled_from([linear._WORTH_COPYING, 0]),
 )
-def test_vectors_are_asked_what_drove_them(seed, inputs, operation, low, held):
+def test_vectors_are_asked_what_drove_them(seed, inputs, operation, low, held, worth_copying):
     case = vector_layer(operation, seed, inputs, low)
-    with patch.object(linear, "_WEIGHTS", held):  # neurons in pieces, the last of them smaller
+    # neurons in pieces, the last of them smaller
+    with patch.object(linear, "_WEIGHTS", held), patch.object(linear, "_WORTH_COPYING", worth_copying):
         check_against_oracle(case)
         check_against_oracle(case, signed=True)
 
