@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from fixcore.evidence.fixations import Fixations, LayerPoints
 from fixcore.network.class_map import averaged_places
 from fixcore.network.graph import Recording
+from fixcore.network.tokens import token_points
 from fixcore.network.vectors_end import pooled_points, settled
 from fixcore.points import Points, is_vector, merged, ravel, unravel
 from fixcore.rules import CHOOSES, LAYOUT, MASS, MIXES, PAPER, rule
@@ -75,7 +76,7 @@ def backtrack(
     start = target if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
         signed = options.vector == "net"
-        node, points, margin = _begin(recording, start, options, contrast, signed)
+        node, points, margin = _begin(recording, start, options, contrast, signed, end)
         points, coarse = _walk(recording, start, node, points, options, end)
         if stop_at is not None:
             return _layer_points(recording, start, points, end)
@@ -84,7 +85,7 @@ def backtrack(
             lost[points.trace] = False
             if bool(lost.any()):  # nothing speaks for it: show what the published rules show
                 again = replace(start, target=start.target.where(lost, -1))
-                node, others, _ = _begin(recording, again, options, contrast, False)
+                node, others, _ = _begin(recording, again, options, contrast, False, end)
                 instead, own = _walk(recording, again, node, others, options, end)
                 coarse = max(coarse, own)
                 points = merged([points, instead], recording.shapes[end].numel())
@@ -92,11 +93,17 @@ def backtrack(
 
 
 def _begin(
-    recording: Recording, start: Start, options: Options, contrast: Contrast | None, signed: bool
+    recording: Recording, start: Start, options: Options, contrast: Contrast | None, signed: bool, end: fx.Node
 ) -> tuple[fx.Node, Points, float]:
     """Return the node and points where the walk begins, and the boxes' margin."""
     if start.layer is not None:
         return *neuron_points(recording, start, signed), 0.0
+    tokens = recording.graph.tokens
+    if signed and tokens is not None and end.meta["position"] <= tokens.map.meta["position"]:
+        head = recording.graph.head
+        weight = contrasted_weight(recording, start, contrast) if head is not None or contrast is not None else None
+        points = token_points(recording, tokens, start.image, start.target, weight)
+        return tokens.map, points, _half_stride(recording, tokens.map, tokens.places)
     published = options.average_pool == "argmax" or recording.graph.head is None
     if published and contrast is None and start.weight is None:
         return *logit_points(recording, start, signed), 0.0

@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fixcore.rules.table import Options
 
@@ -676,3 +676,77 @@ def strongest_half(masses: dict[Any, float]) -> dict[Any, float]:
         kept[key] = mass
         held += mass
     return {key: mass * total / held for key, mass in kept.items()}
+
+
+def above_mean(added: Tensor) -> dict[tuple[int, ...], float]:
+    """Of what elements of a map (D, H, W) or of tokens (L, D) add: the places that add more than the mean of all.
+
+    Each at its element that adds most (ties to the lowest), with its share of the excess.
+    """
+    channel = 0 if added.dim() == 3 else 1
+    by_place: dict[tuple[int, ...], list[tuple[tuple[int, ...], float]]] = defaultdict(list)
+    for at in itertools.product(*map(range, added.shape)):
+        place = tuple(own for axis, own in enumerate(at) if axis != channel)
+        by_place[place].append((at, float(added[at])))
+    level = {place: sum(mass for _, mass in own) for place, own in by_place.items()}
+    mean, size = (sum(map(of, level.values())) / len(level) for of in (float, abs))
+    excess = {place: value - mean for place, value in level.items() if value - mean > 1e-6 * size}
+    return {first_best(by_place[place]): own / sum(excess.values()) for place, own in excess.items()}
+
+
+ACTIVATIONS = (
+    aten.relu.default,
+    aten.gelu.default,
+    aten.silu.default,
+    aten.tanh.default,
+    aten.softplus.default,
+)
+
+
+def added_at(graph: Any, images: Tensor, target: Tensor, at: fx.Node) -> Tensor:
+    """What each element of a node adds to its image's target: itself times the target's slope, told by torch.
+
+    Attention and gates stand still, as do norms' statistics; an activation is a factor that stands still, of what it
+    has beyond its value at 0. Of two factors, neither of which is a gate, each gets half.
+    """
+    values: dict[fx.Node, Any] = {**graph.constants, graph.images: images}
+    for node in graph.nodes:
+        named = {name: fx.node.map_arg(value, values.__getitem__) for name, value in graph.arguments[node].items()}
+        own: Any = node.target
+        moves = [name for name in named if isinstance(named[name], Tensor) and named[name].requires_grad]
+        if node is at:
+            values[node] = own(**named).detach().requires_grad_()
+        elif not moves:
+            values[node] = own(**named)
+        elif own is aten.softmax.int or own in (aten.sigmoid.default, aten.hardsigmoid.default):
+            values[node] = own(**named).detach()
+        elif own is aten.layer_norm.default:
+            dims, x = tuple(range(-len(named["normalized_shape"]), 0)), named["input"]
+            spread = (x.detach().var(dims, correction=0, keepdim=True) + named["eps"]).sqrt()
+            values[node] = (x - x.mean(dims, keepdim=True)) / spread * named["weight"] + named["bias"]
+        elif own is aten.scaled_dot_product_attention.default:
+            query, key, value = (named[name] for name in ("query", "key", "value"))
+            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+            score = query @ key.mT * (query.shape[-1] ** -0.5 if named["scale"] is None else named["scale"])
+            if named["is_causal"]:
+                score = score + torch.full(score.shape[-2:], -torch.inf).triu(1)
+            if named["attn_mask"] is not None:
+                mask = named["attn_mask"]
+                score = score + (torch.where(mask, 0.0, -torch.inf) if mask.dtype == torch.bool else mask)
+            values[node] = score.softmax(-1).detach() @ value
+        elif own in (aten.mul.Tensor, aten.matmul.default, aten.bmm.default) and len(moves) == 2:
+            left, right = (named[name] for name in moves)
+            values[node] = (own(left, right.detach()) + own(left.detach(), right)) / 2
+        elif own is aten.div.Tensor:
+            values[node] = named["self"] / (named["other"].detach() if "other" in moves else named["other"])
+        elif own in ACTIVATIONS:
+            (name,) = moves
+            nothing = own(**{**named, name: torch.zeros_like(named[name])}).detach()
+            factor = ((own(**named) - nothing) / named[name]).detach()
+            values[node] = nothing + torch.where(named[name] != 0, named[name] * factor, 0.0)
+        else:
+            values[node] = own(**named)
+    logits = values[graph.logits]
+    torch.testing.assert_close(logits.detach(), graph.record(images).logits, rtol=1e-3, atol=1e-3)
+    (slope,) = torch.autograd.grad(logits.flatten(1).gather(1, target[:, None]).sum(), values[at])
+    return (slope * values[at]).detach()

@@ -17,6 +17,7 @@ from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.network.head import Head, find_head
 from fixcore.network.schedule import operations_of, run, schedule
 from fixcore.network.simplify import FILLED
+from fixcore.network.tokens import Tokens, find_tokens
 from fixcore.points import is_vector
 from fixcore.rules import rule
 from fixcore.structure import Constants, Seen, arguments_by_name, measures
@@ -41,6 +42,7 @@ class Graph:
         self.nodes: tuple[fx.Node, ...] = tuple(node for node in graph.nodes if node.op == "call_function")
         self.head: Head | None = find_head(self.logits, constants)
         self.arguments = {node: arguments_by_name(node) for node in self.nodes}
+        self.tokens: Tokens | None = find_tokens(self.nodes, self.arguments, self.logits, self.head)
         self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}  # by rules; see Visit.once
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
@@ -131,6 +133,8 @@ class Graph:
 
     def _kept_nodes(self) -> set[fx.Node]:
         kept = set() if self.head is None else {self.head.map}
+        if self.tokens is not None:
+            kept.update((self.tokens.map, *self.tokens.kept))
         for node in self.nodes:
             assert callable(node.target)
             if node.meta["is_constant"] or node.target not in rule:

@@ -14,6 +14,7 @@ from fixcore.points import Points, ravel, unravel
 from fixcore.rules.elementwise import PASSES, REORDERED, SCALES
 from fixcore.rules.linear import behind_vectors, parts
 from fixcore.rules.table import Flow, Visit, rule
+from fixcore.structure import arguments_by_name
 
 aten = torch.ops.aten
 
@@ -105,6 +106,17 @@ def strongest_value(visit: Visit, points: Points) -> Flow:
         product = visit.without_blanks(visit.source("value"), candidate, product)
         index[part] = candidate.gather(1, product.argmax(1, keepdim=True))[:, 0]
     return [(visit.source("value"), points.moved(index))]
+
+
+def looked_at(node: fx.Node) -> fx.Node | None:
+    """Return the values of which a node's output is a sum, weighed by attention; None for any other operation."""
+    if node.target is aten.scaled_dot_product_attention.default:
+        return arguments_by_name(node)["value"]  # type: ignore[no-any-return]
+    sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
+    if node.target not in (aten.matmul.default, aten.bmm.default) or len(sources) != 2:
+        return None
+    values = [source for source in sources if not _is_attention(source)]
+    return values[0] if len(values) == 1 else None
 
 
 def _is_attention(node: fx.Node) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, fx
 
@@ -83,7 +85,7 @@ _BY_ELEMENT = frozenset({
 } - {aten.softmax.int, aten.log_softmax.int})  # fmt: skip
 """Operations of which an element depends on the same element of what is not constant among their operands."""
 
-_LIFTED = (
+LIFTED = (
     aten.hardsigmoid.default,
     aten.sigmoid.default,
     aten.log_sigmoid.default,
@@ -101,7 +103,7 @@ _LIFTED = (
 )
 """Operations that make something of nothing: at 0 they may not be 0, and that much no input added."""
 
-_SOFTMAX = (aten.softmax.int, aten.log_softmax.int)
+SOFTMAX = (aten.softmax.int, aten.log_softmax.int)
 """Operations that say of each element how it stands among the others."""
 
 REORDERED = (
@@ -128,7 +130,7 @@ def same_place(visit: Visit, points: Points) -> Flow:
     sets elements against each other: there one more of the element counts as one more of what it becomes.
     """
     name = "self" if "self" in visit.arguments else "input"
-    if points.signed and visit.node.target in (*_LIFTED, *_SOFTMAX):
+    if points.signed and visit.node.target in (*LIFTED, *SOFTMAX):
         points = points.times(_added(visit, visit.tensor(name)).reshape(-1)[points.index])
     return [(visit.source(name), points)]
 
@@ -136,7 +138,7 @@ def same_place(visit: Visit, points: Points) -> Flow:
 def _added(visit: Visit, values: Tensor) -> Tensor:
     """What of each element its input added, as a share of it; 0 where there is none."""
     result = visit.again()
-    if visit.node.target in _SOFTMAX:
+    if visit.node.target in SOFTMAX:
         added = values
     else:
         others = {**visit.values, visit.source("self" if "self" in visit.arguments else "input"): values.new_zeros(())}
@@ -228,21 +230,24 @@ def gated(visit: Visit, points: Points) -> Flow:
     Where evidence is net, of those of an LSTM, too, only what passes: a gate says how much. A map that gates itself, as
     in x sigmoid(x), is an activation, and its gate is not followed.
     """
-    branches = _branches(visit, ("self", "other"))
-    held = {branch: _elements(visit, branch) for branch in branches}
-    branches = [branch for branch in branches if held[branch] == max(held.values())]
-    branches = [branch for branch in branches if not any(_is_made_of(branch, other) for other in branches)]
-    if points.signed:
-        branches = [branch for branch in branches if not _is_gate(branch)] or branches
+    branches = factors(_branches(visit, ("self", "other")), lambda node: visit.shapes[node].numel(), points.signed)
     part = points.times(1 / len(branches))
     return [(branch, _moved_into(visit, branch, part)) for branch in branches]
 
 
-def _elements(visit: Visit, node: fx.Node) -> int:
-    """How many elements a node holds, each counted once however often it was repeated by `expand`."""
+def factors(branches: list[fx.Node], size: Callable[[fx.Node], int], net: bool) -> list[fx.Node]:
+    """Which factors of a product are followed (see `gated`): `size` says how many elements a node has."""
+    held = {branch: size(_unrepeated(branch)) for branch in branches}
+    branches = [branch for branch in branches if held[branch] == max(held.values())]
+    branches = [branch for branch in branches if not any(_is_made_of(branch, other) for other in branches)]
+    return [branch for branch in branches if not (net and _is_gate(branch))] or branches
+
+
+def _unrepeated(node: fx.Node) -> fx.Node:
+    """Where each element of a node stands once, however often it was repeated by `expand`."""
     while node.target in (*_REPEATED, *REORDERED):
         node = node.all_input_nodes[0]
-    return visit.shapes[node].numel()
+    return node
 
 
 def _is_made_of(node: fx.Node, source: fx.Node) -> bool:

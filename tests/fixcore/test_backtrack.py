@@ -21,7 +21,7 @@ from fixcore.rules import MASS, PAPER, rule
 from fixcore.rules.table import Options
 from fixcore.structure import arguments_by_name
 from tests.fixcore.networks import FAMILIES, Dense, Pooled, Residual, integer_images, integer_network
-from tests.oracles import ADDED, ORACLES, added, told_by_places, walk
+from tests.oracles import ADDED, ORACLES, above_mean, added, added_at, told_by_places, walk
 
 OPTIONS = [MASS, PAPER, replace(PAPER, location="argmax")]
 seeds = st.integers(0, 2**31)
@@ -98,7 +98,12 @@ def net_fixations(
     """
     head, joins = graph.head, options.average_pool == "above_mean"
     held: dict[fx.Node, dict[tuple[tuple[int, ...], bool], float]] = defaultdict(lambda: defaultdict(float))
-    if head is not None and head.places and joins:
+    if graph.tokens is not None:
+        asked = torch.full((len(values[graph.images]),), wanted)
+        moved = added_at(graph, values[graph.images], asked, graph.tokens.map)[image]
+        for at, mass in above_mean(moved).items():
+            held[graph.tokens.map][(image, *at), False] += mass
+    elif head is not None and head.places and joins:
         for node, at, mass in class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted)):
             held[node][at, False] += mass
     else:

@@ -1,0 +1,236 @@
+"""Networks in which tokens mix: what each place of the map before them adds, and which networks are such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fixcore
+from fixcore.network.tokens import token_points
+from tests.fixcore.networks import FAMILIES, Attentive, integer_images, integer_network
+from tests.oracles import above_mean, added_at
+
+aten = torch.ops.aten
+
+
+class Looking(nn.Module):
+    """Tokens that look at each other once, by one of several ways to write it; residual, norms, layer scale."""
+
+    def __init__(self, look: Callable[[Tensor, Tensor, Tensor], Tensor], heads: int = 2, shared: int = 2) -> None:
+        super().__init__()
+        self.look, self.heads, self.shared = look, heads, shared
+        self.norm, self.query = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.key, self.value = (nn.Linear(8, 8 // heads * shared) for _ in range(2))
+        self.out, self.scale = nn.Linear(8, 8), nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        query, key, value = (
+            part(normed).unflatten(-1, (count, -1)).transpose(1, 2)
+            for part, count in ((self.query, self.heads), (self.key, self.shared), (self.value, self.shared))
+        )
+        return x + self.scale * self.out(self.look(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Gated(nn.Module):
+    """A hidden layer of which one half says how much of the other passes (SwiGLU)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.both, self.back = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.both(self.norm(x)).chunk(2, -1)
+        return x + self.back(F.silu(one) * other)
+
+
+class Mixing(nn.Module):
+    """A linear layer among the tokens of each feature (MLP-Mixer)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mix, self.back = nn.LayerNorm(8), nn.Linear(12, 5), nn.Linear(5, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.back(F.gelu(self.mix(self.norm(x).transpose(1, 2)))).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """A map of 3 x 4 places as tokens, with learned ones before them; what the head reads of them is one of several."""
+
+    def __init__(self, *blocks: nn.Module, learned: int = 1, read: str = "first", stem: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.ReLU()) if stem else nn.Identity()
+        self.patches, self.blocks, self.read = nn.Conv2d(2, 8, 2, stride=2), nn.ModuleList(blocks), read
+        self.token = nn.Parameter(torch.randn(1, learned, 8))
+        self.place = nn.Parameter(torch.randn(1, 12 + learned, 8))
+        self.norm, self.fc = nn.LayerNorm(8), nn.Linear(16 if read == "both" else 8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.patches(self.stem(x))).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.place
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        learned = self.token.shape[1]
+        read = {
+            "first": lambda: x[:, 0],
+            "mean": lambda: x.mean(1),
+            "both": lambda: torch.cat([x[:, 0], x[:, learned:].mean(1)], 1),
+            "largest": lambda: x.amax(1),
+        }
+        return self.fc(read[self.read]())
+
+
+def fused(**options: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    return lambda query, key, value: F.scaled_dot_product_attention(query, key, value, **options)
+
+
+def spelled_out(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return ((query @ key.transpose(-1, -2)) * 0.5).softmax(-1) @ value
+
+
+def values_first(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention on the right of the values."""
+    weights = ((key @ query.transpose(-1, -2)) * 0.5).softmax(-2)
+    return (value.transpose(-1, -2) @ weights).transpose(-1, -2)
+
+
+def without_softmax(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return (query @ key.transpose(-1, -2)) @ value / 12
+
+
+def only_later(tokens: int) -> Tensor:
+    return torch.ones(tokens, tokens, dtype=torch.bool).triu()
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "class token": lambda: Encoder(Looking(fused()), Gated(), Looking(fused())),
+    "registers, spelled out": lambda: Encoder(Looking(spelled_out), Looking(spelled_out), learned=3),
+    "mean of the tokens": lambda: Encoder(Looking(fused(scale=0.3)), learned=0, read="mean"),
+    "class token and mean": lambda: Encoder(Looking(fused()), read="both"),
+    "values first": lambda: Encoder(Looking(values_first)),
+    "products of three": lambda: Encoder(Looking(without_softmax)),
+    "later tokens alone": lambda: Encoder(Looking(fused(attn_mask=only_later(13))), Looking(fused())),
+    "earlier tokens alone": lambda: Encoder(Looking(fused(is_causal=True)), learned=0, read="mean"),
+    "a bias": lambda: Encoder(Looking(fused(attn_mask=torch.linspace(-1, 1, 169).view(13, 13)))),
+    "shared keys and values": lambda: Encoder(Looking(fused(enable_gqa=True), heads=4, shared=2)),
+    "mixer": lambda: Encoder(Mixing(), Gated(), Mixing(), learned=0, read="mean"),
+    "behind convolutions": lambda: Encoder(Looking(fused()), stem=True),
+}  # fmt: skip
+
+
+def made(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    network = NETWORKS[name]().eval()
+    for module in network.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    return network
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_places_have_what_they_add_through_all_layers(name: str) -> None:
+    images, target = torch.randn(3, 2, 6, 8), torch.tensor([2, 0, 1])
+    graph = fixcore.capture(made(name), images[:2])
+    tokens = graph.tokens
+    assert tokens is not None
+    assert tokens.map.target in (aten.conv2d.default, aten.relu_.default)
+    assert graph.head is not None
+    points = token_points(graph.record(images), tokens, torch.arange(3), target, graph.head.weight[target])
+    moved = added_at(graph, images, target, tokens.map)
+    for image in range(3):
+        at = points.trace == image
+        found = dict(zip(points.index[at].tolist(), (points.mass[at] / points.mass[at].sum()).tolist(), strict=True))
+        expected = {
+            ((image * 8 + channel) * 3 + row) * 4 + col: share
+            for (channel, row, col), share in above_mean(moved[image]).items()
+        }
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+def test_targets_in_any_order_are_explained_as_alone() -> None:
+    """Several of one image, none of another; a place stands for its patch."""
+    images = torch.randn(3, 2, 6, 8)
+    graph = fixcore.capture(made("class token"), images[:2])
+    recording = graph.record(images)
+    start = fixcore.Start(torch.tensor([2, 0, 2, 1, 0]), torch.tensor([0, 1, 2, -1, 1]))
+    together = fixcore.backtrack(recording, start)
+    assert together.margin == 1.0
+    for number, (image, target) in enumerate(zip(start.image.tolist(), start.target.tolist(), strict=True)):
+        asked = torch.full((3,), -1)
+        asked[image] = target
+        alone, own = fixcore.backtrack(recording, asked), together.image == number
+        assert int(own.sum()) == len(alone.mass)
+        assert (len(alone.mass) > 0) == (target >= 0)
+        for name in ("row", "col"):
+            assert torch.equal(getattr(together, name)[own], getattr(alone, name))
+        torch.testing.assert_close(together.mass[own], alone.mass)
+
+
+def test_a_probe_and_a_contrast_are_explained() -> None:
+    images, target = torch.randn(3, 2, 6, 8), torch.tensor([2, 0, 1])
+    graph = fixcore.capture(made("class token"), images[:2])
+    recording = graph.record(images)
+    assert graph.head is not None
+    weight = graph.head.weight[target]
+    plain = fixcore.backtrack(recording, target)
+    probe = fixcore.backtrack(recording, fixcore.Start(torch.arange(3), target, weight))
+    torch.testing.assert_close(probe.mass, plain.mass)
+    contrast = fixcore.backtrack(recording, target, contrast="mean")
+    by_hand = fixcore.Start(torch.arange(3), target, weight - graph.head.weight.mean(0))
+    torch.testing.assert_close(contrast.mass, fixcore.backtrack(recording, by_hand).mass)
+    assert contrast.mass.shape != plain.mass.shape or not torch.allclose(contrast.mass, plain.mass)
+
+
+def test_where_nothing_speaks_the_published_walk_is_shown() -> None:
+    """A class without weights has no evidence, and is not left without points."""
+    network = made("class token")
+    network.fc.weight.data[1] = 0  # type: ignore[union-attr, index, operator]
+    images = torch.randn(2, 2, 6, 8)
+    fixations = fixcore.backtrack(fixcore.capture(network, images).record(images), torch.tensor([1, 0]))
+    assert set(fixations.image.tolist()) == {0, 1}
+
+
+def test_of_an_inner_layer_and_of_its_neurons_the_walk_is_as_elsewhere() -> None:
+    images = torch.randn(2, 2, 6, 8)
+    recording = fixcore.capture(made("class token"), images).record(images)
+    inner = fixcore.backtrack(recording, torch.tensor([0, 1]), stop_at="blocks.0")
+    assert inner.place.shape[1] == 2
+    patches = fixcore.backtrack(recording, torch.tensor([0, 1]), stop_at="patches")
+    assert patches.place.shape[1] == 3
+    neurons = fixcore.Start(torch.arange(2), torch.tensor([3, 4]), layer="blocks.0")
+    assert len(fixcore.backtrack(recording, neurons).mass) > 0
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family is not Attentive], ids=lambda family: family.__name__
+)
+def test_no_tokens_mix_behind_the_last_map_of_other_networks(family: type[nn.Module]) -> None:
+    assert fixcore.capture(integer_network(family, 0), integer_images(0, 2)).tokens is None
+
+
+def test_behind_an_operation_that_is_not_known_here_the_walk_goes_by_its_rules() -> None:
+    torch.manual_seed(0)
+    images = torch.randn(2, 2, 6, 8)
+    graph = fixcore.capture(Encoder(Looking(fused()), read="largest").eval(), images)
+    assert graph.tokens is None
+    assert set(fixcore.backtrack(graph.record(images), torch.tensor([0, 1])).image.tolist()) == {0, 1}
+
+
+def test_half_precision_is_followed_alike() -> None:
+    images, target = torch.randn(2, 2, 6, 8), torch.tensor([0, 1])
+    network = made("registers, spelled out")
+    full = fixcore.capture(network, images)
+    half = fixcore.capture(network.bfloat16(), images.bfloat16())
+    maps = [
+        fixcore.saliency_maps(fixcore.backtrack(graph.record(own), target), sigma=1.0)
+        for graph, own in ((full, images), (half, images.bfloat16()))
+    ]
+    assert torch.nn.functional.cosine_similarity(maps[0].flatten(1), maps[1].flatten(1)).min() > 0.9
