@@ -700,6 +700,7 @@ ACTIVATIONS = (
     aten.silu.default,
     aten.tanh.default,
     aten.softplus.default,
+    aten.hardswish.default,
 )
 
 
@@ -711,8 +712,11 @@ def added_at(graph: Any, images: Tensor, target: Tensor, at: fx.Node) -> Tensor:
     """
     values: dict[fx.Node, Any] = {**graph.constants, graph.images: images}
     for node in graph.nodes:
-        named = {name: fx.node.map_arg(value, values.__getitem__) for name, value in graph.arguments[node].items()}
         own: Any = node.target
+        if not hasattr(own, "_schema"):  # sizes
+            values[node] = own(*fx.node.map_arg(node.args, values.__getitem__))
+            continue
+        named = {name: fx.node.map_arg(value, values.__getitem__) for name, value in graph.arguments[node].items()}
         moves = [name for name in named if isinstance(named[name], Tensor) and named[name].requires_grad]
         if node is at:
             values[node] = own(**named).detach().requires_grad_()

@@ -185,6 +185,8 @@ def _entry(node: fx.Node, named: Mapping[str, Any]) -> tuple[list[fx.Node], list
     if operation is aten.linear.default or operation is aten.layer_norm.default:
         (source, *others) = sources
         return None if others or source is not named["input"] else ([source], node.all_input_nodes)
+    if operation is aten.batch_norm.default:
+        return None if named["training"] or named["running_var"] is None else ([named["input"]], fixed)
     if operation in _ACTIVATIONS:
         return (sources, node.all_input_nodes) if len(sources) == 1 else None
     if operation is aten.mul.Tensor:
@@ -216,6 +218,10 @@ def _passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: 
         return [(source, (above.to(weight.dtype) @ weight).float())]
     if operation is aten.layer_norm.default:
         return [(source, _behind_norm(values, named, above))]
+    if operation is aten.batch_norm.default:
+        scale = (values[named["running_var"]].float() + named["eps"]).rsqrt()
+        scale = scale if named["weight"] is None else scale * values[named["weight"]].float()
+        return [(source, above * scale.view(-1, *[1] * (above.dim() - 2)))]
     if operation in _ACTIVATIONS:
         return [(source, above * _kept_share(node, named, values, source))]
     if operation is aten.scaled_dot_product_attention.default:

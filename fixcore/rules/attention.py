@@ -18,8 +18,12 @@ from fixcore.structure import arguments_by_name
 
 aten = torch.ops.aten
 
-_PASSED = frozenset({*PASSES, *SCALES, *REORDERED, aten.expand.default, aten.where.self})
-"""Operations through which the weights of attention may go after their softmax."""
+_PASSED = frozenset({
+    *PASSES, *SCALES, *REORDERED, aten.expand.default, aten.where.self, aten.linear.default, aten.add.Tensor,
+    aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.sum.dim_IntList,
+})  # fmt: skip
+"""Operations through which the weights of attention may go after their softmax: heads may be mixed (talking heads), and
+sums of them scaled to 1."""
 
 
 @rule(
@@ -120,13 +124,12 @@ def looked_at(node: fx.Node) -> fx.Node | None:
 
 
 def _is_attention(node: fx.Node) -> bool:
-    """Whether a matrix comes from a softmax, changed or reordered or not."""
-    while node.op == "call_function" and node.target in _PASSED:
-        if node.target is aten.softmax.int:
-            return True
-        # Where nothing may be attended to, programs write zeros: `where(mask, 0, softmax)` has one that is followed.
-        node = next(source for source in node.all_input_nodes if not source.meta["is_constant"])
-    return False
+    """Whether a matrix comes from a softmax, changed or reordered or not; from several, if they are mixed."""
+    if node.target is aten.softmax.int:
+        return True
+    # Where nothing may be attended to, programs write zeros: `where(mask, 0, softmax)` has one that is followed.
+    sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
+    return node.target in _PASSED and bool(sources) and all(_is_attention(source) for source in sources)
 
 
 def _own(batch: list[Tensor], matrix: Tensor, whole: torch.Size) -> list[Tensor]:

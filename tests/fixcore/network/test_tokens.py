@@ -105,6 +105,32 @@ def without_softmax(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return (query @ key.transpose(-1, -2)) @ value / 12
 
 
+class TalkingHeads(nn.Module):
+    """Attention whose heads are mixed before and after the softmax, and scaled to sum to 1 (CaiT, ConViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        score = self.before((query @ key.transpose(-1, -2)).permute(0, 2, 3, 1)).softmax(2)
+        mixed = self.after(score).permute(0, 3, 1, 2)
+        return (mixed / (mixed.sum(-1, keepdim=True) + 20.0)) @ value
+
+
+class Normed(nn.Module):
+    """A linear layer on tokens behind a batch norm of flattened tokens (LeViT)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
+        nn.init.uniform_(self.norm.running_var, 0.5, 2)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + F.hardswish(self.norm(self.mix(x).flatten(0, 1)).view_as(x))
+
+
 def only_later(tokens: int) -> Tensor:
     return torch.ones(tokens, tokens, dtype=torch.bool).triu()
 
@@ -120,6 +146,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "earlier tokens alone": lambda: Encoder(Looking(fused(is_causal=True)), learned=0, read="mean"),
     "a bias": lambda: Encoder(Looking(fused(attn_mask=torch.linspace(-1, 1, 169).view(13, 13)))),
     "shared keys and values": lambda: Encoder(Looking(fused(enable_gqa=True), heads=4, shared=2)),
+    "talking heads": lambda: Encoder(Looking(TalkingHeads()), Looking(TalkingHeads())),
+    "batch norm of tokens": lambda: Encoder(Looking(fused()), Normed()),
     "mixer": lambda: Encoder(Mixing(), Gated(), Mixing(), learned=0, read="mean"),
     "behind convolutions": lambda: Encoder(Looking(fused()), stem=True),
 }  # fmt: skip
