@@ -16,7 +16,7 @@ from fixcore.points import Points, by_vector, numbered, ravel, unravel
 
 _ROUNDING = 1e-6
 """Of the largest: what is left of evidence that cancelled. Of the mean: what lies so little above it lies at it."""
-_PLACES = {3: (1,), 4: (2, 3)}
+PLACES = {3: (1,), 4: (2, 3)}
 """By the number of a map's dimensions those of its places: tokens (N, L, D), or (N, D, H, W)."""
 
 
@@ -53,7 +53,7 @@ def settled(points: Points, shape: torch.Size) -> tuple[list[Points], tuple[int,
     Points must be distinct. Also returned are the dimensions of the map's places, none if nothing is told by them.
     """
     points = _left(points)
-    places = _PLACES.get(len(shape), ())
+    places = PLACES.get(len(shape), ())
     line, cell = _lines(points, shape, places)
     count = _count(shape, places)
     reached = torch.bincount(numbered(cell, len(line) * count)[0] // count, minlength=len(line)) > 1
