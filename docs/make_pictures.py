@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/algorithm.md: `python docs/make_pictures.py`; about 4 minutes on 4 cores.
+"""Draws the pictures of docs/algorithm.md: `python docs/make_pictures.py`; about 10 minutes on 4 cores.
 
 Everything in them is made here: small networks learn scikit-learn's scans of handwritten digits, and are traced.
 """
@@ -18,7 +18,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(_ROOT))
 
 import fixcore  # noqa: E402
-from benchmarks import captions  # noqa: E402
+from benchmarks import captions, tokens  # noqa: E402
 from benchmarks.digits import SIDE, scans  # noqa: E402
 from benchmarks.two_objects import Pairs, pairs, trained  # noqa: E402
 from fixcore.rules import MASS  # noqa: E402
@@ -60,13 +60,11 @@ def walk(path: Path, graph: fixcore.Graph, shown: Pairs, row: int) -> None:
     _save(figure, path)
 
 
-def for_and_against(path: Path, graph: fixcore.Graph, shown: Pairs, rows: list[int]) -> None:
-    """Draw, for a network with hidden layers, both classes' evidence by the published rule and by net evidence."""
+def for_and_against(path: Path, graph: fixcore.Graph, shown: Pairs, rows: list[int], titles: tuple[str, str]) -> None:
+    """Draw both classes' evidence by the published rule for vectors and by net evidence, called by these titles."""
     figure, axes = plt.subplots(len(rows), 5, figsize=(8.75, 1.85 * len(rows)))
     recording = graph.record(shown.apart[rows])
-    for number, (title, rules) in enumerate(
-        (("every positive input", replace(MASS, vector="positive")), ("for less against", MASS))
-    ):
+    for number, (title, rules) in enumerate(zip(titles, (replace(MASS, vector="positive"), MASS), strict=True)):
         for side in (0, 1):
             heat = fixcore.saliency_maps(fixcore.backtrack(recording, shown.labels[rows, side], rules=rules))
             for line, row, at in zip(axes, rows, range(len(rows)), strict=True):
@@ -104,7 +102,10 @@ def main() -> None:
         if kind == "average pool":
             walk(FOLDER / "walk.png", graph, shown, 3)
         else:
-            for_and_against(FOLDER / "for_and_against.png", graph, shown, [3, 8, 11])
+            names = ("every positive input", "for less against")
+            for_and_against(FOLDER / "for_and_against.png", graph, shown, [3, 8, 11], names)
+    graph = fixcore.capture(tokens.trained(tokens.NETWORKS["class-token"], *learned), shown.apart[:2])
+    for_and_against(FOLDER / "tokens.png", graph, shown, [3, 8, 11], ("largest terms", "all layers at once"))
     captions.write_sheet(FOLDER / "captions.png", seconds=120, rows=4)
 
 

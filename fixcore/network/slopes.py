@@ -53,7 +53,8 @@ def followed(node: fx.Node, named: Mapping[str, Any]) -> tuple[list[fx.Node], li
     operation = node.target
     sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
     fixed = [source for source in node.all_input_nodes if source.meta["is_constant"]]
-    if not isinstance(node.meta["seen"], Seen) or overwrites(node):
+    schema = getattr(operation, "_schema", None)
+    if not isinstance(node.meta["seen"], Seen) or schema is None or schema.is_mutable:  # what it read is gone
         return None
     if operation in _LINEAR:
         return sources, fixed
@@ -75,12 +76,6 @@ def followed(node: fx.Node, named: Mapping[str, Any]) -> tuple[list[fx.Node], li
         read = [named[name] for name in ("query", "key", "attn_mask") if named[name] is not None]
         return [named["value"]], read
     return None
-
-
-def overwrites(node: fx.Node) -> bool:
-    """Return whether an operation changes its input."""
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.is_mutable
 
 
 def _held(node: fx.Node) -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from fixcore.network.class_map import class_map_points
 from fixcore.network.head import Head
-from fixcore.network.slopes import followed, overwrites, passed
+from fixcore.network.slopes import followed, passed
 from fixcore.network.vectors_end import PLACES
 from fixcore.points import Points, is_vector
 from fixcore.rules.attention import looked_at
@@ -133,11 +133,9 @@ def _pull_at_map(recording: Recording, tokens: Tokens, pull: Tensor) -> Tensor:
 
 
 def _is_map(node: fx.Node) -> bool:
-    """Whether a node has places that stay as they are recorded."""
+    """Whether a node has places, and holds what was computed there."""
     shape = node.meta["seen"].shape
-    if node.target in LAYOUT or len(shape) not in PLACES or None in shape[1:] or _is_vector(node):
-        return False
-    return not any(overwrites(user) for user in node.users)
+    return node.target not in LAYOUT and len(shape) in PLACES and None not in shape[1:] and not _is_vector(node)
 
 
 def _is_vector(node: fx.Node) -> bool:

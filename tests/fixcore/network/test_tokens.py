@@ -38,7 +38,7 @@ class Looking(nn.Module):
 
 
 class Gated(nn.Module):
-    """A hidden layer of which one half says how much of the other passes (SwiGLU)."""
+    """A hidden layer of which one half says how much of the other passes (SwiGLU); what is 0 is lifted."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Gated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         one, other = self.both(self.norm(x)).chunk(2, -1)
-        return x + self.back(F.silu(one) * other)
+        return x + self.back(F.silu(one) * F.softplus(other))
 
 
 class Mixing(nn.Module):
@@ -124,11 +124,18 @@ class Normed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.mix, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+        nn.init.normal_(self.norm.weight)
         nn.init.normal_(self.norm.running_mean)  # type: ignore[arg-type]
         nn.init.uniform_(self.norm.running_var, 0.5, 2)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         return x + F.hardswish(self.norm(self.mix(x).flatten(0, 1)).view_as(x))
+
+
+def gated_scores(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A softmax that says how much of each score passes: what is looked at, and how much, are both followed."""
+    score = query @ key.transpose(-1, -2)
+    return (score * score.softmax(-1)) @ value
 
 
 def only_later(tokens: int) -> Tensor:
@@ -142,6 +149,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "class token and mean": lambda: Encoder(Looking(fused()), read="both"),
     "values first": lambda: Encoder(Looking(values_first)),
     "products of three": lambda: Encoder(Looking(without_softmax)),
+    "gated scores": lambda: Encoder(Looking(gated_scores)),
     "later tokens alone": lambda: Encoder(Looking(fused(attn_mask=only_later(13))), Looking(fused())),
     "earlier tokens alone": lambda: Encoder(Looking(fused(is_causal=True)), learned=0, read="mean"),
     "a bias": lambda: Encoder(Looking(fused(attn_mask=torch.linspace(-1, 1, 169).view(13, 13)))),
@@ -222,8 +230,14 @@ def test_where_nothing_speaks_the_published_walk_is_shown() -> None:
     network = made("class token")
     network.fc.weight.data[1] = 0  # type: ignore[union-attr, index, operator]
     images = torch.randn(2, 2, 6, 8)
-    fixations = fixcore.backtrack(fixcore.capture(network, images).record(images), torch.tensor([1, 0]))
-    assert set(fixations.image.tolist()) == {0, 1}
+    graph = fixcore.capture(network, images)
+    recording = graph.record(images)
+    found = fixcore.backtrack(recording, torch.tensor([1, 0]))
+    assert set(found.image.tolist()) == {0, 1}
+    graph.tokens = None
+    published = fixcore.backtrack(recording, torch.tensor([1, -1]))
+    for name in ("row", "col", "mass"):
+        assert torch.equal(getattr(found, name)[found.image == 0], getattr(published, name))
 
 
 def test_of_an_inner_layer_and_of_its_neurons_the_walk_is_as_elsewhere() -> None:
@@ -231,10 +245,31 @@ def test_of_an_inner_layer_and_of_its_neurons_the_walk_is_as_elsewhere() -> None
     recording = fixcore.capture(made("class token"), images).record(images)
     inner = fixcore.backtrack(recording, torch.tensor([0, 1]), stop_at="blocks.0")
     assert inner.place.shape[1] == 2
+    assert len(inner.mass) > 0
     patches = fixcore.backtrack(recording, torch.tensor([0, 1]), stop_at="patches")
     assert patches.place.shape[1] == 3
+    assert len(patches.mass) > 0
     neurons = fixcore.Start(torch.arange(2), torch.tensor([3, 4]), layer="blocks.0")
     assert len(fixcore.backtrack(recording, neurons).mass) > 0
+
+
+def test_the_map_is_one_that_all_evidence_passes() -> None:
+    """Tokens of two convolutions added up: neither of them holds all."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = (nn.Conv2d(2, 8, 2, stride=2) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(x) + torch.tanh(self.other(x))
+
+    torch.manual_seed(0)
+    network = Encoder(Looking(fused())).eval()
+    network.patches = Patches()  # type: ignore[assignment]
+    tokens = fixcore.capture(network, torch.randn(2, 2, 6, 8)).tokens
+    assert tokens is not None
+    assert tokens.map.target in (aten.relu.default, aten.relu_.default, aten.add.Tensor)
 
 
 @pytest.mark.parametrize(
