@@ -100,8 +100,8 @@ def _begin(
         return *neuron_points(recording, start, signed), 0.0
     tokens = recording.graph.tokens
     if signed and tokens is not None and end.meta["position"] <= tokens.map.meta["position"]:
-        head = recording.graph.head
-        weight = contrasted_weight(recording, start, contrast) if head is not None or contrast is not None else None
+        of_logits = recording.graph.head is None and contrast is None and start.weight is None
+        weight = None if of_logits else contrasted_weight(recording, start, contrast)
         points = token_points(recording, tokens, start.image, start.target, weight)
         return tokens.map, points, _half_stride(recording, tokens.map, tokens.places)
     published = options.average_pool == "argmax" or recording.graph.head is None

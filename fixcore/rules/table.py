@@ -24,7 +24,7 @@ class Options:
 
     vector: Literal["positive", "net"]
     """Vectors: follow of every neuron what raises it (Alg. 1); or what each input adds to the target or takes away, and
-    where a map begins the places that add more than its mean."""
+    where a map begins the places that add more than its mean; where tokens mix, through all layers behind it."""
     fc_to_map: Literal["all", "argmax"]
     """Linear layer on a flattened map: follow as on a vector (paper), or the strongest input only (released code)."""
     location: Literal["same", "argmax"]

@@ -77,6 +77,8 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
+        if self.read == "all":
+            return x
         learned = self.token.shape[1]
         read = {
             "first": lambda: x[:, 0],
@@ -223,6 +225,30 @@ def test_a_probe_and_a_contrast_are_explained() -> None:
     by_hand = fixcore.Start(torch.arange(3), target, weight - graph.head.weight.mean(0))
     torch.testing.assert_close(contrast.mass, fixcore.backtrack(recording, by_hand).mass)
     assert contrast.mass.shape != plain.mass.shape or not torch.allclose(contrast.mass, plain.mass)
+
+
+def test_without_a_linear_head_no_probe_is_explained() -> None:
+    """Two heads averaged (DeiT with a distillation token): the logits are explained, and nothing else."""
+
+    class Averaged(Encoder):
+        def __init__(self) -> None:
+            super().__init__(Looking(fused()), read="all")
+            self.one, self.other = nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            tokens = super().forward(x)
+            return (self.one(tokens[:, 0]) + self.other(tokens[:, 1])) / 2
+
+    images = torch.randn(2, 2, 6, 8)
+    graph = fixcore.capture(Averaged().eval(), images)
+    assert graph.head is None
+    recording = graph.record(images)
+    assert set(fixcore.backtrack(recording, torch.tensor([0, 1])).image.tolist()) == {0, 1}
+    probe = fixcore.Start(torch.arange(2), torch.tensor([0, 1]), torch.randn(2, 8))
+    with pytest.raises(fixcore.TargetError, match="linear layer"):
+        fixcore.backtrack(recording, probe)
+    with pytest.raises(fixcore.TargetError, match="linear layer"):
+        fixcore.backtrack(recording, torch.tensor([0, 1]), contrast="mean")
 
 
 def test_where_nothing_speaks_the_published_walk_is_shown() -> None:
