@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from fixcore.evidence.fixations import Fixations, LayerPoints
 from fixcore.network.class_map import averaged_places
 from fixcore.network.graph import Recording
-from fixcore.network.tokens import token_points
+from fixcore.network.tokens import Tokens, token_points
 from fixcore.network.vectors_end import pooled_points, settled
 from fixcore.points import Points, is_vector, merged, ravel, unravel
 from fixcore.rules import CHOOSES, LAYOUT, MASS, MIXES, PAPER, rule
@@ -98,8 +98,8 @@ def _begin(
     """Return the node and points where the walk begins, and the boxes' margin."""
     if start.layer is not None:
         return *neuron_points(recording, start, signed), 0.0
-    tokens = recording.graph.tokens
-    if signed and tokens is not None and end.meta["position"] <= tokens.map.meta["position"]:
+    tokens = _tokens(recording, end)
+    if signed and tokens is not None:
         of_logits = recording.graph.head is None and contrast is None and start.weight is None
         weight = None if of_logits else contrasted_weight(recording, start, contrast)
         points = token_points(recording, tokens, start.image, start.target, weight)
@@ -110,6 +110,17 @@ def _begin(
     node, points = head_points(recording, start, contrasted_weight(recording, start, contrast), signed)
     head = recording.graph.head
     return node, points, 0.0 if published or head is None else _half_stride(recording, node, head.places)
+
+
+def _tokens(recording: Recording, end: fx.Node) -> Tokens | None:
+    """Return the network's tokens, if the walk goes beyond their map to `end`, and the map holds an image in each row.
+
+    Networks may also cut images into patches that they see as images of their own (TNT).
+    """
+    tokens = recording.graph.tokens
+    if tokens is None or end.meta["position"] > tokens.map.meta["position"]:
+        return None
+    return tokens if recording.shapes[tokens.map][0] == len(recording.logits) else None
 
 
 def _walk(

@@ -313,6 +313,31 @@ def test_behind_an_operation_that_is_not_known_here_the_walk_goes_by_its_rules()
     assert set(fixcore.backtrack(graph.record(images), torch.tensor([0, 1])).image.tolist()) == {0, 1}
 
 
+def test_patches_seen_as_images_are_walked_by_the_rules() -> None:
+    """A map of twelve patches of each image, one after another, holds no image in a row (TNT)."""
+
+    class Inner(Encoder):
+        def __init__(self) -> None:
+            super().__init__(Looking(fused()), learned=0, read="mean")
+            self.inner = nn.Conv2d(2, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            cut = x.unflatten(2, (3, 2)).unflatten(4, (4, 2)).permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+            tokens = self.inner(cut).view(x.shape[0], 12, 8) + self.place
+            return self.fc(self.norm(self.blocks[0](tokens)).mean(1))
+
+    torch.manual_seed(0)
+    images = torch.randn(3, 2, 6, 8)
+    graph = fixcore.capture(Inner().eval(), images)
+    assert graph.tokens is not None
+    recording, target = graph.record(images), torch.tensor([0, 1, 2])
+    found = fixcore.backtrack(recording, target)
+    graph.tokens = None
+    expected = fixcore.backtrack(recording, target)
+    for name in ("image", "row", "col", "mass"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+
+
 def test_half_precision_is_followed_alike() -> None:
     images, target = torch.randn(2, 2, 6, 8), torch.tensor([0, 1])
     network = made("registers, spelled out")
