@@ -21,7 +21,7 @@ from benchmarks.digits import on_digit, scans
 from benchmarks.pages import ALGORITHM, write_between
 from benchmarks.photographs import Photographs, TrainedNetwork, hits, read_networks, read_photographs
 from benchmarks.two_objects import NETWORKS, Pairs, pairs, trained
-from fixcore.rules import MASS, PAPER
+from fixcore.rules import FINER, MASS, PAPER
 from jobs.machine import keep_freed_memory
 
 _BATCH = 50
@@ -29,6 +29,8 @@ _STEPS = 600
 _MARK = "<!-- python -m benchmarks.ablation --write -->"
 SETTINGS: dict[str, tuple[Any, Any]] = {
     "mass (default)": (MASS, None),
+    "finer": (FINER, None),
+    "finer, against the mean": (FINER, "mean"),
     "mass, against the mean (the audit)": (MASS, "mean"),
     "mass, against the softmax-weighted others": (MASS, "softmax"),
     "mass, place = largest product": (replace(MASS, location="argmax"), None),

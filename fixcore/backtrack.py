@@ -11,11 +11,13 @@ from torch import Tensor, fx
 
 from fixcore.evidence.fixations import Fixations, LayerPoints
 from fixcore.network.class_map import averaged_places
+from fixcore.network.finer import Finer, finer_points
 from fixcore.network.graph import Recording
-from fixcore.network.tokens import Tokens, token_points
-from fixcore.network.vectors_end import pooled_points, settled
+from fixcore.network.tokens import token_points
+from fixcore.network.vectors_end import PLACES, pooled_points, settled
+from fixcore.network.way import Way
 from fixcore.points import Points, is_vector, merged, ravel, unravel
-from fixcore.rules import CHOOSES, LAYOUT, MASS, MIXES, PAPER, rule
+from fixcore.rules import CHOOSES, FINER, LAYOUT, MASS, MIXES, PAPER, rule
 from fixcore.rules.table import Options, Visit
 from fixcore.start import (
     Contrast,
@@ -33,7 +35,7 @@ def backtrack(
     recording: Recording,
     target: Tensor | Start,
     *,
-    rules: Literal["mass", "paper"] | Options = "mass",
+    rules: Literal["mass", "finer", "paper"] | Options = "mass",
     contrast: Contrast | None = None,
     stop_at: None = None,
 ) -> Fixations: ...
@@ -44,7 +46,7 @@ def backtrack(
     recording: Recording,
     target: Tensor | Start,
     *,
-    rules: Literal["mass", "paper"] | Options = "mass",
+    rules: Literal["mass", "finer", "paper"] | Options = "mass",
     contrast: Contrast | None = None,
     stop_at: str,
 ) -> LayerPoints: ...
@@ -54,7 +56,7 @@ def backtrack(
     recording: Recording,
     target: Tensor | Start,
     *,
-    rules: Literal["mass", "paper"] | Options = "mass",
+    rules: Literal["mass", "finer", "paper"] | Options = "mass",
     contrast: Contrast | None = None,
     stop_at: str | None = None,
 ) -> Fixations | LayerPoints:
@@ -62,8 +64,10 @@ def backtrack(
 
     `target` is int64 (N,), one class per recorded image (-1: none); of captions (N, S), one per word, explained in
     this order; or a Start that names images and targets freely.
-    `rules` chooses between our default, which carries mass and begins at the class map, and the published algorithm
-    (Mopuri et al., CNN Fixations, III), which begins at the logit. `contrast` sets the class against others.
+    `rules` chooses between our default, "mass", which carries mass and begins at the class map; "finer", which goes on
+    from a class map of few places to what speaks for these in a finer map, for about a quarter of a forward pass more
+    per target (see `fixcore.network.finer`; elsewhere it is "mass"); and "paper", the published algorithm (Mopuri et
+    al., CNN Fixations, III), which begins at the logit. `contrast` sets the class against others.
 
     The points of the result belong to `target[image]`; their mass sums to 1. At a layer (`Graph.layer` says what its
     name may be) it sums to less where evidence flows around the layer, by a skip connection or a parallel branch.
@@ -72,7 +76,7 @@ def backtrack(
     """
     graph = recording.graph
     end = graph.images if stop_at is None else graph.layer(stop_at)
-    options = {"mass": MASS, "paper": PAPER}[rules] if isinstance(rules, str) else rules
+    options = {"mass": MASS, "finer": FINER, "paper": PAPER}[rules] if isinstance(rules, str) else rules
     start = target if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
         signed = options.vector == "net"
@@ -98,12 +102,16 @@ def _begin(
     """Return the node and points where the walk begins, and the boxes' margin."""
     if start.layer is not None:
         return *neuron_points(recording, start, signed), 0.0
-    tokens = _tokens(recording, end)
-    if signed and tokens is not None:
+    way = _dense_way(recording, options, end) if signed else None
+    if way is not None:
         of_logits = recording.graph.head is None and contrast is None and start.weight is None
         weight = None if of_logits else contrasted_weight(recording, start, contrast)
-        points = token_points(recording, tokens, start.image, start.target, weight)
-        return tokens.map, points, _half_stride(recording, tokens.map, tokens.places)
+        asked = (start.image, start.target, weight)
+        if isinstance(way, Finer):
+            points = finer_points(recording, way, *asked)
+        else:
+            points = token_points(recording, way, *asked)
+        return way.end, points, _half_stride(recording, way.end, PLACES[len(recording.shapes[way.end])])
     published = options.average_pool == "argmax" or recording.graph.head is None
     if published and contrast is None and start.weight is None:
         return *logit_points(recording, start, signed), 0.0
@@ -112,15 +120,17 @@ def _begin(
     return node, points, 0.0 if published or head is None else _half_stride(recording, node, head.places)
 
 
-def _tokens(recording: Recording, end: fx.Node) -> Tokens | None:
-    """Return the network's tokens, if the walk goes beyond their map to `end`, and the map holds an image in each row.
+def _dense_way(recording: Recording, options: Options, end: fx.Node) -> Way | Finer | None:
+    """Return the way to the inner map where the walk goes on, if it goes beyond that to `end`; None if there is none.
 
-    Networks may also cut images into patches that they see as images of their own (TNT).
+    The map must hold an image in each row. Networks may also cut images into patches that they see as images of their
+    own (TNT).
     """
-    tokens = recording.graph.tokens
-    if tokens is None or end.meta["position"] > tokens.map.meta["position"]:
+    graph = recording.graph
+    way = graph.finer if graph.tokens is None and options.few_places == "finer" else graph.tokens
+    if way is None or end.meta["position"] > way.end.meta["position"]:
         return None
-    return tokens if recording.shapes[tokens.map][0] == len(recording.logits) else None
+    return way if recording.shapes[way.end][0] == len(recording.logits) else None
 
 
 def _walk(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -52,6 +53,11 @@ def fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
     return _with_boxes(graph, images, target).maps
 
 
+def finer_fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
+    """Return the saliency maps of the finer rules, float32 (N, H, W)."""
+    return _with_boxes(graph, images, target, "finer").maps
+
+
 def published_fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
     """Return the saliency maps of the published rules, float32 (N, H, W)."""
     return saliency_maps(backtrack(graph.record(images), target, rules="paper"))
@@ -61,6 +67,7 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method("fixations", fixation_maps, None, False, "this project; Mopuri et al., CNN Fixations"),
+        Method("finer", finer_fixation_maps, None, False, "this project: fixations of finer maps than the last"),
         Method("paper", published_fixation_maps, None, False, "Mopuri et al., CNN Fixations, as published"),
         Method("gradient", baselines.gradient, None, True, "Simonyan et al., Deep Inside Convolutional Networks"),
         Method("deconvnet", baselines.deconvnet, None, True, "Zeiler and Fergus"),
@@ -89,13 +96,13 @@ def find_methods(names: Sequence[str]) -> tuple[Method, ...]:
 
 def explain(method: Method, graph: Graph, images: Tensor, target: Tensor) -> Explained:
     """Return a method's maps and its default boxes; for the fixations the evidence boxes, for others `moment_boxes`."""
-    if method.explain is fixation_maps:
-        return _with_boxes(graph, images, target)
+    if method.explain in (fixation_maps, finer_fixation_maps):
+        return _with_boxes(graph, images, target, "mass" if method.explain is fixation_maps else "finer")
     maps = method.explain(graph, images, target)
     return Explained(torch.nan_to_num(maps), moment_boxes(maps))
 
 
-def _with_boxes(graph: Graph, images: Tensor, target: Tensor) -> Explained:
+def _with_boxes(graph: Graph, images: Tensor, target: Tensor, rules: Literal["mass", "finer"] = "mass") -> Explained:
     recording = graph.record(images)
-    fixations = backtrack(recording, target)
+    fixations = backtrack(recording, target, rules=rules)
     return Explained(saliency_maps(fixations, activity=activity_maps(recording)), evidence_boxes(fixations))

@@ -696,6 +696,7 @@ def above_mean(added: Tensor) -> dict[tuple[int, ...], float]:
 
 ACTIVATIONS = (
     aten.relu.default,
+    aten.hardtanh.default,
     aten.gelu.default,
     aten.silu.default,
     aten.tanh.default,
@@ -705,7 +706,32 @@ ACTIVATIONS = (
 
 
 def added_at(graph: Any, images: Tensor, target: Tensor, at: fx.Node) -> Tensor:
-    """What each element of a node adds to its image's target: itself times the target's slope, told by torch.
+    """What each element of a node adds to its image's target: itself times the target's slope, told by torch."""
+    values = values_standing_still(graph, images, at)
+    slope = _slope(_asked_for(values[graph.logits], target), values[at])
+    return (slope * values[at]).detach()
+
+
+def added_to_places(graph: Any, images: Tensor, target: Tensor, coarse: fx.Node, fine: fx.Node) -> Tensor:
+    """What each element of `fine` adds to what lies above the mean of the class map at `coarse`; 0 if it takes away."""
+    own = values_standing_still(graph, images, coarse)
+    slope = _slope(_asked_for(own[graph.logits], target), own[coarse])
+    values = values_standing_still(graph, images, fine)
+    class_map = (slope * values[coarse]).sum(1)
+    strong = class_map > class_map.mean((1, 2), keepdim=True)
+    return (_slope((class_map * strong).sum(), values[fine]) * values[fine]).clamp(min=0).detach()
+
+
+def _asked_for(logits: Tensor, target: Tensor) -> Tensor:
+    return logits.flatten(1).gather(1, target[:, None]).sum()
+
+
+def _slope(of: Tensor, by: Tensor) -> Tensor:
+    return torch.autograd.grad(of, by, retain_graph=True)[0]
+
+
+def values_standing_still(graph: Any, images: Tensor, at: fx.Node) -> dict[fx.Node, Any]:
+    """The network run from `at` on, so that slopes are those of what stands still.
 
     Attention and gates stand still, as do norms' statistics; an activation is a factor that stands still, of what it
     has beyond its value at 0. Of two factors, neither of which is a gate, each gets half.
@@ -750,7 +776,6 @@ def added_at(graph: Any, images: Tensor, target: Tensor, at: fx.Node) -> Tensor:
             values[node] = nothing + torch.where(named[name] != 0, named[name] * factor, 0.0)
         else:
             values[node] = own(**named)
-    logits = values[graph.logits]
-    torch.testing.assert_close(logits.detach(), graph.record(images).logits, rtol=1e-3, atol=1e-3)
-    (slope,) = torch.autograd.grad(logits.flatten(1).gather(1, target[:, None]).sum(), values[at])
-    return (slope * values[at]).detach()
+    recorded = graph.record(images).logits
+    torch.testing.assert_close(values[graph.logits].detach(), recorded, rtol=1e-3, atol=1e-3)
+    return values

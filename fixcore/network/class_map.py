@@ -79,14 +79,18 @@ def places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[
 
 def _places_above_mean(by_place: Tensor, weight: Tensor, image: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     # twice as fast as with weight on the right
-    class_map = torch.bmm(weight[:, None], by_place.index_select(0, image).transpose(1, 2))[:, 0].float()
+    share = above_mean(torch.bmm(weight[:, None], by_place.index_select(0, image).transpose(1, 2))[:, 0].float())
+    row, place = (share > 0).nonzero(as_tuple=True)
+    return row, place, _strongest_channel(by_place, weight, image[row], row, place), share[row, place]
+
+
+def above_mean(class_map: Tensor) -> Tensor:
+    """Return each place's share of what lies above the mean of its class map, float32 (T, L), of equal maps 1 / L."""
     excess = class_map - class_map.mean(1, keepdim=True)
     least = class_map.abs().mean(1, keepdim=True) * compiled.ROUNDING
     excess = torch.where(excess > least, excess, 0.0)
     total = excess.sum(1, keepdim=True)
-    share = torch.where(total > 0, excess / total, 1.0 / excess.shape[1])
-    row, place = (share > 0).nonzero(as_tuple=True)
-    return row, place, _strongest_channel(by_place, weight, image[row], row, place), share[row, place]
+    return torch.where(total > 0, excess / total, 1.0 / excess.shape[1])
 
 
 def _strongest_channel(by_place: Tensor, weight: Tensor, image: Tensor, row: Tensor, place: Tensor) -> Tensor:

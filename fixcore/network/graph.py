@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.errors import CaptureError, InputError, TargetError
+from fixcore.network.finer import Finer, find_finer
 from fixcore.network.head import Head, find_head
 from fixcore.network.schedule import operations_of, run, schedule
-from fixcore.network.simplify import FILLED
-from fixcore.network.tokens import Tokens, find_tokens
+from fixcore.network.simplify import FILLED, activate_in_place
+from fixcore.network.tokens import find_tokens
+from fixcore.network.way import Way
 from fixcore.points import is_vector
 from fixcore.rules import rule
 from fixcore.structure import Constants, Seen, arguments_by_name, measures
@@ -42,10 +44,13 @@ class Graph:
         self.nodes: tuple[fx.Node, ...] = tuple(node for node in graph.nodes if node.op == "call_function")
         self.head: Head | None = find_head(self.logits, constants)
         self.arguments = {node: arguments_by_name(node) for node in self.nodes}
-        self.tokens: Tokens | None = find_tokens(self.nodes, self.arguments, self.logits, self.head)
+        behind = (self.nodes, self.arguments, self.logits, self.head)
+        self.tokens: Way | None = find_tokens(*behind)
+        self.finer: Finer | None = None if self.tokens is not None else find_finer(*behind)
         self.made: dict[tuple[fx.Node, torch.Size, torch.Size], Any] = {}  # by rules; see Visit.once
         self._graph = graph  # owns the nodes
         kept = self._kept_nodes()
+        activate_in_place(self.nodes, kept)
         operations = operations_of(self.nodes, self.arguments)
         self._steps = schedule(self.nodes, {*kept, self.logits, *constants}, operations)
         self.blanks = self._find_blanks()
@@ -133,8 +138,10 @@ class Graph:
 
     def _kept_nodes(self) -> set[fx.Node]:
         kept = set() if self.head is None else {self.head.map}
-        if self.tokens is not None:
-            kept.update((self.tokens.map, *self.tokens.kept))
+        ways = [] if self.tokens is None else [self.tokens]
+        ways += [] if self.finer is None else [self.finer.to_coarse, self.finer.to_fine]
+        for way in ways:
+            kept.update(way.kept(self.arguments))
         for node in self.nodes:
             assert callable(node.target)
             if node.meta["is_constant"] or node.target not in rule:

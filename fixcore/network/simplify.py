@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -51,7 +52,6 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     _fold_batch_norm(graph, constants)
     _skip_idle(graph)
     _view_any_layout(graph)
-    _activate_in_place(graph)
     graph.eliminate_dead_code()
     for node in [node for node in constants if not node.users]:
         del constants[node]
@@ -193,14 +193,15 @@ def _view_any_layout(graph: fx.Graph) -> None:
             node.target = aten.reshape.default
 
 
-def _activate_in_place(graph: fx.Graph) -> None:
+def activate_in_place(nodes: Iterable[fx.Node], kept: Container[fx.Node]) -> None:
     """Let an activation overwrite its input when nothing else reads that: one pass over memory less.
 
-    Vectors stay, which are small, and which some rules read.
+    `kept` is what the way back reads. Vectors stay, which are small.
     """
-    for node in graph.nodes:
+    for node in nodes:
         if node.target not in IN_PLACE:
             continue
         (source,) = node.all_input_nodes
-        if source.target in _FRESH and len(source.users) == 1 and not is_vector(source.meta["seen"].shape):
+        is_free = source.target in _FRESH and len(source.users) == 1 and source not in kept
+        if is_free and not is_vector(source.meta["seen"].shape):
             node.target = IN_PLACE[node.target]

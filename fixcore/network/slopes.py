@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.rules.attention import looked_at
+from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import LIFTED, PASSES, SCALES, SOFTMAX, factors
 from fixcore.rules.layout import LAYOUT
 from fixcore.structure import Seen
+from fixcore.window import POOLING_SIZES
 
 if TYPE_CHECKING:
     from fixcore.network.graph import Recording
@@ -56,6 +58,13 @@ def followed(node: fx.Node, named: Mapping[str, Any]) -> tuple[list[fx.Node], li
     schema = getattr(operation, "_schema", None)
     if not isinstance(node.meta["seen"], Seen) or schema is None or schema.is_mutable:  # what it read is gone
         return None
+    if operation is aten.relu.default:  # also where it overwrote what it read
+        return sources, [node]
+    if operation in CONVOLUTIONS:
+        own = [source for source in sources if source is named["input"]]
+        return (own, [named["weight"]]) if own == sources else None
+    if operation is aten.max_pool2d.default:
+        return sources, sources
     if operation in _LINEAR:
         return sources, fixed
     if operation is aten.linear.default or operation is aten.layer_norm.default:
@@ -91,6 +100,12 @@ def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: T
     if operation in _LINEAR:
         return _by_slope(recording, node, sources, above)
     (source, *_) = sources
+    if operation in (aten.relu.default, aten.relu_.default):
+        return [(source, above * (values[node] > 0))]
+    if operation in CONVOLUTIONS:
+        return [(source, _behind_convolution(recording, node, source, above))]
+    if operation is aten.max_pool2d.default:
+        return [(source, _behind_maximum(recording, node, source, above))]
     if operation is aten.linear.default:
         weight = values[named["weight"]]
         return [(source, (above.to(weight.dtype) @ weight).float())]
@@ -101,7 +116,7 @@ def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: T
         scale = scale if named["weight"] is None else scale * values[named["weight"]].float()
         return [(source, above * scale.view(-1, *[1] * (above.dim() - 2)))]
     if operation in _ACTIVATIONS:
-        return [(source, above * _kept_share(node, named, values, source))]
+        return [(source, _behind_activation(recording, node, source, above))]
     if operation is aten.scaled_dot_product_attention.default:
         return [(source, _behind_attention(recording, named, above))]
     if operation is aten.div.Tensor:
@@ -150,6 +165,30 @@ def _by_slope(recording: Recording, node: fx.Node, sources: list[fx.Node], above
     return [(source, slope.float()) for source, slope in zip(sources, slopes, strict=True)]
 
 
+def _behind_convolution(recording: Recording, node: fx.Node, source: fx.Node, above: Tensor) -> Tensor:
+    named, weight = recording.graph.arguments[node], recording.values[recording.graph.arguments[node]["weight"]]
+    dilation, padding = named["dilation"], named["padding"]
+    if isinstance(padding, str):
+        around = [step * (side - 1) for step, side in zip(dilation, weight.shape[2:], strict=True)]
+        if padding == "same" and any(cells % 2 for cells in around):  # torch pads the odd one at the end
+            return _by_slope(recording, node, [source], above)[0][1]
+        padding = [cells // 2 if padding == "same" else 0 for cells in around]
+    blank = above.new_zeros((), dtype=weight.dtype).expand(recording.shapes[source])
+    slope, *_ = aten.convolution_backward(
+        above.to(weight.dtype), blank, weight, None, named["stride"], padding, dilation, False, [0, 0],
+        named["groups"], (True, False, False),
+    )  # fmt: skip
+    return slope.float()  # type: ignore[no-any-return]
+
+
+def _behind_maximum(recording: Recording, node: fx.Node, source: fx.Node, above: Tensor) -> Tensor:
+    sizes = [recording.graph.arguments[node][name] for name in (*POOLING_SIZES, "ceil_mode")]
+    value = recording.values[source].float()
+    _, winner = aten.max_pool2d_with_indices(value, *sizes)
+    slope: Tensor = aten.max_pool2d_with_indices_backward(above, value, *sizes, winner)
+    return slope
+
+
 def _behind_norm(values: Mapping[fx.Node, Any], named: Mapping[str, Any], above: Tensor) -> Tensor:
     """A layer norm whose statistics stand still: a scale, less the mean's part."""
     dims = tuple(range(-len(named["normalized_shape"]), 0))
@@ -159,15 +198,16 @@ def _behind_norm(values: Mapping[fx.Node, Any], named: Mapping[str, Any], above:
     return pull - pull.mean(dims, keepdim=True)
 
 
-def _kept_share(node: fx.Node, named: Mapping[str, Any], values: Mapping[fx.Node, Any], source: fx.Node) -> Tensor:
+def _behind_activation(recording: Recording, node: fx.Node, source: fx.Node, above: Tensor) -> Tensor:
     """What an activation makes of each element by the element itself; of sigmoid(x) what it has beyond sigmoid(0)."""
     operation: Callable[..., Tensor] = node.target  # type: ignore[assignment]
-    value = values[source]
-    result = operation(**fx.node.map_arg(named, values.__getitem__)).float()
-    if node.target in LIFTED:
+    named, values, value = recording.graph.arguments[node], recording.values, recording.values[source]
+    share = operation(**fx.node.map_arg(named, values.__getitem__)).float()
+    if operation in LIFTED:
         others = {**values, source: value.new_zeros(())}
-        result = result - operation(**fx.node.map_arg(named, others.__getitem__))
-    return torch.where(value != 0, result / value.float(), 0.0)
+        lift = operation(**fx.node.map_arg(named, others.__getitem__))
+        share = share - lift if bool(lift != 0) else share
+    return (above * share).div_(value.float()).masked_fill_(value == 0, 0.0)
 
 
 def _behind_attention(recording: Recording, named: Mapping[str, Any], above: Tensor) -> Tensor:

@@ -13,10 +13,11 @@ patches       the pixel that a patch holds, the patch that adds most
 from fixcore.rules import attention, convolution, elementwise, layout, linear, normalization, patches, pooling
 from fixcore.rules.layout import LAYOUT
 from fixcore.rules.pooling import CHOOSES, MIXES
-from fixcore.rules.table import MASS, PAPER, Options, rule
+from fixcore.rules.table import FINER, MASS, PAPER, Options, rule
 
 __all__ = [
     "CHOOSES",
+    "FINER",
     "LAYOUT",
     "MASS",
     "MIXES",

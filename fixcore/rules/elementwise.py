@@ -80,7 +80,7 @@ PASSES = (
 SCALES = (aten.neg.default, aten.mul.Scalar, aten.div.Scalar)
 """Operations that multiply each element by a number."""
 
-_BY_ELEMENT = frozenset({
+BY_ELEMENT = frozenset({
     *PASSES, *SCALES, aten.rsub.Scalar, aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor,
 } - {aten.softmax.int, aten.log_softmax.int})  # fmt: skip
 """Operations of which an element depends on the same element of what is not constant among their operands."""
@@ -252,7 +252,7 @@ def _unrepeated(node: fx.Node) -> fx.Node:
 
 def _is_made_of(node: fx.Node, source: fx.Node) -> bool:
     """Whether each element of a node depends on the same element of another one alone, and is not that itself."""
-    while node.target in _BY_ELEMENT:
+    while node.target in BY_ELEMENT:
         sources = [one for one in node.all_input_nodes if not one.meta["is_constant"]]
         if len(sources) != 1:
             return False

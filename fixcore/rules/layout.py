@@ -51,10 +51,10 @@ _COPIES = (
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,
 )
-_PADS = (aten.pad.default, aten.constant_pad_nd.default)
+PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 _RESIZES = (aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
 LAYOUT = frozenset({
-    *_RESHAPES, *_VIEWS, *_COPIES, *_PADS, *_RESIZES, aten.cat.default, aten.stack.default,
+    *_RESHAPES, *_VIEWS, *_COPIES, *PADS, *_RESIZES, aten.cat.default, aten.stack.default,
     aten.slice_scatter.default, aten.select_scatter.default, aten.im2col.default, aten.grid_sampler_2d.default,
 })  # fmt: skip
 """Operations whose rules look up where an element was read from, and choose nothing."""
@@ -179,7 +179,7 @@ def own_layer(visit: Visit, points: Points) -> Flow:
     ]
 
 
-@rule(*_PADS)
+@rule(*PADS)
 def nearest_pixel(visit: Visit, points: Points) -> Flow:
     """Padding: go to the element itself; one on the padding moves to the nearest, or to the one it is a copy of.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -20,7 +20,7 @@ Flow = Sequence[tuple[fx.Node, Points]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Choices between readings of the algorithm; `MASS` and `PAPER` are the two sets in use."""
+    """Choices between readings of the algorithm; `MASS`, `FINER` and `PAPER` are the sets in use."""
 
     vector: Literal["positive", "net"]
     """Vectors: follow of every neuron what raises it (Alg. 1); or what each input adds to the target or takes away, and
@@ -31,10 +31,14 @@ class Options:
     """Convolution: stay at the window's centre, or go to the strongest product in the winning channel (Alg. 2)."""
     average_pool: Literal["above_mean", "argmax"]
     """Average pooling: follow the window's cells above its mean, or the strongest cell (paper)."""
+    few_places: Literal["finer", "kept"]
+    """A last map of few places: where evidence is net, go on in a finer one, at what in it adds to the places above the
+    mean; or go on there."""
 
 
-MASS = Options(vector="net", fc_to_map="all", location="same", average_pool="above_mean")
-PAPER = Options(vector="positive", fc_to_map="all", location="same", average_pool="argmax")
+MASS = Options(vector="net", fc_to_map="all", location="same", average_pool="above_mean", few_places="kept")
+FINER = replace(MASS, few_places="finer")
+PAPER = Options(vector="positive", fc_to_map="all", location="same", average_pool="argmax", few_places="kept")
 
 
 @dataclass(frozen=True, slots=True)

@@ -100,9 +100,9 @@ def net_fixations(
     held: dict[fx.Node, dict[tuple[tuple[int, ...], bool], float]] = defaultdict(lambda: defaultdict(float))
     if graph.tokens is not None:
         asked = torch.full((len(values[graph.images]),), wanted)
-        moved = added_at(graph, values[graph.images], asked, graph.tokens.map)[image]
+        moved = added_at(graph, values[graph.images], asked, graph.tokens.end)[image]
         for at, mass in above_mean(moved).items():
-            held[graph.tokens.map][(image, *at), False] += mass
+            held[graph.tokens.end][(image, *at), False] += mass
     elif head is not None and head.places and joins:
         for node, at, mass in class_map_start(head.map, values[head.map], image, weight_on_map(head, wanted)):
             held[node][at, False] += mass

@@ -179,10 +179,10 @@ def test_places_have_what_they_add_through_all_layers(name: str) -> None:
     graph = fixcore.capture(made(name), images[:2])
     tokens = graph.tokens
     assert tokens is not None
-    assert tokens.map.target in (aten.conv2d.default, aten.relu_.default)
+    assert tokens.end.target in (aten.conv2d.default, aten.relu_.default)
     assert graph.head is not None
     points = token_points(graph.record(images), tokens, torch.arange(3), target, graph.head.weight[target])
-    moved = added_at(graph, images, target, tokens.map)
+    moved = added_at(graph, images, target, tokens.end)
     for image in range(3):
         at = points.trace == image
         found = dict(zip(points.index[at].tolist(), (points.mass[at] / points.mass[at].sum()).tolist(), strict=True))
@@ -295,7 +295,7 @@ def test_the_map_is_one_that_all_evidence_passes() -> None:
     network.patches = Patches()  # type: ignore[assignment]
     tokens = fixcore.capture(network, torch.randn(2, 2, 6, 8)).tokens
     assert tokens is not None
-    assert tokens.map.target in (aten.relu.default, aten.relu_.default, aten.add.Tensor)
+    assert tokens.end.target in (aten.relu.default, aten.relu_.default, aten.add.Tensor)
 
 
 @pytest.mark.parametrize(
