@@ -122,6 +122,7 @@ def run(
     mean: Annotated[Text, _option("mean", metavar="R,G,B")] = None,
     std: Annotated[Text, _option("std", metavar="R,G,B")] = None,
     drift: Annotated[bool | None, _option("drift", "--drift/--no-drift", metavar=None)] = None,
+    finer: Annotated[bool | None, _option("finer", "--finer/--no-finer", metavar=None)] = None,
     shard_size: Annotated[Text, _option("shard_size", metavar="N")] = None,
     batch_size: Annotated[Text, _option("batch_size", metavar="N")] = None,
     engine: Engine = None,

@@ -213,6 +213,7 @@ class _Run:
             device=device,
             batch_size=config.batch_size,
             drift=config.drift,
+            finer=config.finer,
             usual_share=usual_share(len(manifest)),
         )
 

@@ -100,6 +100,10 @@ class RunConfig:
     drift: bool = field(
         default=True, metadata=_about("also judge a smoothed copy of each image, for adversarial drift")
     )
+    finer: bool = field(
+        default=False,
+        metadata=_about("evidence from a finer map where the network's last one has few places; takes longer"),
+    )
     shard_size: int | None = field(
         default=None, metadata=_about("images per evidence file; default: 256, fewer where there are few images", low=1)
     )

@@ -144,9 +144,8 @@ def _asked(recording: Recording, begin: fx.Node, image: Tensor, target: Tensor, 
 def _one_by_one(image: Tensor, target: Tensor) -> Iterator[Tensor]:
     """Targets, int64 (T',), so that no image has two at a time; none that is below 0 (not asked for)."""
     wanted = (target >= 0).nonzero()[:, 0]
-    order = image[wanted].argsort(stable=True)
-    _, count = torch.unique_consecutive(image[wanted][order], return_counts=True)
-    first = (count.cumsum(0) - count).repeat_interleave(count)
-    turn = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device) - first)
+    alike, order = image[wanted].sort(stable=True)
+    before = torch.arange(len(order), device=order.device) - torch.searchsorted(alike, alike)
+    turn = torch.empty_like(order).index_copy_(0, order, before)
     for number in range(int(turn.max()) + 1 if len(turn) else 0):
         yield wanted[turn == number]

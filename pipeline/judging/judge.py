@@ -48,6 +48,8 @@ class JudgePlan:
     batch_size: int = 16
     drift: bool = True
     """Also judge a smoothed copy of each image."""
+    finer: bool = False
+    """Find the evidence in a finer map than the network's last, where that has few places."""
     usual_share: float = 1.0
     """Share of the images predicted as labelled whose halves are looked at too, to learn what is usual (`apart`)."""
     threads: int | None = None
@@ -65,6 +67,8 @@ class Verdict:
     """None where there is no network to trace."""
     head: Tensor | None
     """(n, K, D): the linear head that judged each image, less the mean of its classes; None: the network's own."""
+    rules: Literal["mass", "finer"] = "mass"
+    """How evidence is followed."""
 
     def explain(self, row: Tensor, target: Tensor) -> fixcore.Fixations:
         """Return the fixations of classes `target` (T,) in this verdict's images `row` (T,); -1: none.
@@ -77,9 +81,10 @@ class Verdict:
         device = self.recording.logits.device
         row, target = row.to(device), target.to(device)
         if self.head is not None:
-            return fixcore.backtrack(self.recording, fixcore.Start(row, target, self.head[row, target]))
+            start = fixcore.Start(row, target, self.head[row, target])
+            return fixcore.backtrack(self.recording, start, rules=self.rules)
         contrast: Literal["mean"] | None = None if self.recording.graph.head is None else "mean"
-        return fixcore.backtrack(self.recording, fixcore.Start(row, target), contrast=contrast)
+        return fixcore.backtrack(self.recording, fixcore.Start(row, target), rules=self.rules, contrast=contrast)
 
     def activity(self) -> Tensor:
         """Return how strongly the network responds around each pixel of this verdict's images, float32 (n, S, S)."""
@@ -124,7 +129,8 @@ class Judge:
             chosen = images[torch.from_numpy(rows).to(self.device)] if len(rows) < len(images) else images
             recording = graph.record(self.normalised(chosen))
             logits, head = self._logits(recording.logits, recording, folds[rows])
-            yield Verdict(rows, logits.float().softmax(1).cpu(), recording, head)
+            probs = logits.float().softmax(1).cpu()
+            yield Verdict(rows, probs, recording, head, "finer" if self.plan.finer else "mass")
 
     def probabilities(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
         """Return the probabilities alone, float32 (n, K) on the CPU, for a second look at no further cost."""
