@@ -30,8 +30,8 @@ _MARK = "<!-- python -m benchmarks.ablation --write -->"
 SETTINGS: dict[str, tuple[Any, Any]] = {
     "mass (default)": (MASS, None),
     "finer": (FINER, None),
-    "finer, against the mean": (FINER, "mean"),
-    "mass, against the mean (the audit)": (MASS, "mean"),
+    "finer, against the mean (the audit)": (FINER, "mean"),
+    "mass, against the mean": (MASS, "mean"),
     "mass, against the softmax-weighted others": (MASS, "softmax"),
     "mass, place = largest product": (replace(MASS, location="argmax"), None),
     "mass, vectors = every positive input": (replace(MASS, vector="positive"), None),

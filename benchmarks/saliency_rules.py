@@ -67,7 +67,7 @@ def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tup
         target = recording.logits.argmax(1)
         if batch.owners[0]:
             target = torch.tensor([int(own[0]) for own in batch.owners])
-        yield batch, dict(all_maps(fixcore.backtrack(recording, target), activity))
+        yield batch, dict(all_maps(fixcore.backtrack(recording, target, rules="finer"), activity))
 
 
 def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], float]:
@@ -110,7 +110,7 @@ def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     for side in (0, 1):
         target = torch.tensor(labels[side : len(wide) : 2])
-        fixations = fixcore.backtrack(recording, target, contrast="mean")  # as an audit explains
+        fixations = fixcore.backtrack(recording, target, rules="finer", contrast="mean")  # as an audit explains
         for name, maps in all_maps(fixations, activity):
             mask = maps >= THRESHOLD
             left = mask[..., : size // 2].sum((1, 2)) / mask.sum((1, 2))

@@ -113,7 +113,7 @@ MEASURES: dict[str, Any] = {
 def measured(graph: fixcore.Graph, images: Tensor, labels: Tensor, contrast: Any, measure: str) -> Tensor:
     """Return how far apart the evidences of both labels lie, and how far the odds swing, (2, n)."""
     recording = graph.record(images)
-    first, second = (fixcore.backtrack(recording, labels[:, side], contrast=contrast) for side in (0, 1))
+    first, second = (fixcore.backtrack(recording, labels[:, side], rules="finer", contrast=contrast) for side in (0, 1))
     halves = fixcore.evidence_halves(first, second)
     swung = swing(lambda shown: log_odds(graph.classify(shown), labels.repeat(2, 1)), images, halves)
     return torch.stack([MEASURES[measure](first, second), swung])

@@ -49,13 +49,13 @@ class Explained:
 
 
 def fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
-    """Return the fixations' saliency maps, float32 (N, H, W), at most 1."""
-    return _with_boxes(graph, images, target).maps
-
-
-def finer_fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
-    """Return the saliency maps of the finer rules, float32 (N, H, W)."""
+    """Return the saliency maps of the fixations as audits find them ("finer"), float32 (N, H, W), at most 1."""
     return _with_boxes(graph, images, target, "finer").maps
+
+
+def last_map_fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
+    """Return the saliency maps of the fixations that begin in the last map, float32 (N, H, W), at most 1."""
+    return _with_boxes(graph, images, target, "mass").maps
 
 
 def published_fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
         Method("fixations", fixation_maps, None, False, "this project; Mopuri et al., CNN Fixations"),
-        Method("finer", finer_fixation_maps, None, False, "this project: fixations of finer maps than the last"),
+        Method("mass", last_map_fixation_maps, None, False, "this project, from the last map, however few its places"),
         Method("paper", published_fixation_maps, None, False, "Mopuri et al., CNN Fixations, as published"),
         Method("gradient", baselines.gradient, None, True, "Simonyan et al., Deep Inside Convolutional Networks"),
         Method("deconvnet", baselines.deconvnet, None, True, "Zeiler and Fergus"),
@@ -96,13 +96,13 @@ def find_methods(names: Sequence[str]) -> tuple[Method, ...]:
 
 def explain(method: Method, graph: Graph, images: Tensor, target: Tensor) -> Explained:
     """Return a method's maps and its default boxes; for the fixations the evidence boxes, for others `moment_boxes`."""
-    if method.explain in (fixation_maps, finer_fixation_maps):
-        return _with_boxes(graph, images, target, "mass" if method.explain is fixation_maps else "finer")
+    if method.explain in (fixation_maps, last_map_fixation_maps):
+        return _with_boxes(graph, images, target, "finer" if method.explain is fixation_maps else "mass")
     maps = method.explain(graph, images, target)
     return Explained(torch.nan_to_num(maps), moment_boxes(maps))
 
 
-def _with_boxes(graph: Graph, images: Tensor, target: Tensor, rules: Literal["mass", "finer"] = "mass") -> Explained:
+def _with_boxes(graph: Graph, images: Tensor, target: Tensor, rules: Literal["mass", "finer"]) -> Explained:
     recording = graph.record(images)
     fixations = backtrack(recording, target, rules=rules)
     return Explained(saliency_maps(fixations, activity=activity_maps(recording)), evidence_boxes(fixations))

@@ -101,8 +101,8 @@ class RunConfig:
         default=True, metadata=_about("also judge a smoothed copy of each image, for adversarial drift")
     )
     finer: bool = field(
-        default=False,
-        metadata=_about("evidence from a finer map where the network's last one has few places; takes longer"),
+        default=True,
+        metadata=_about("evidence from a finer map where the network's last one has few places"),
     )
     shard_size: int | None = field(
         default=None, metadata=_about("images per evidence file; default: 256, fewer where there are few images", low=1)

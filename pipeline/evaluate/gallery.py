@@ -57,7 +57,7 @@ class _Column:
 
 def _of_methods(request: Request, batch: Batch, target: Tensor) -> list[_Column]:
     columns = []
-    fixations = fixcore.backtrack(request.subject.graph.record(batch.images), target)
+    fixations = fixcore.backtrack(request.subject.graph.record(batch.images), target, rules="finer")
     columns.append(_Column("fixations: points", points=fixations, boxes=fixcore.evidence_boxes(fixations)))
     for method in request.methods:
         told = explain(method, request.subject.graph, batch.images, target)
@@ -68,8 +68,10 @@ def _of_methods(request: Request, batch: Batch, target: Tensor) -> list[_Column]
 
 
 def _of_layers(recording: fixcore.Recording, target: Tensor, layers: Sequence[str]) -> list[_Column]:
-    columns = [_Column(layer, points=fixcore.backtrack(recording, target, stop_at=layer)) for layer in layers]
-    fixations = fixcore.backtrack(recording, target)
+    columns = [
+        _Column(layer, points=fixcore.backtrack(recording, target, rules="finer", stop_at=layer)) for layer in layers
+    ]
+    fixations = fixcore.backtrack(recording, target, rules="finer")
     return [*columns, _Column("pixels", points=fixations, boxes=fixcore.evidence_boxes(fixations))]
 
 

@@ -43,7 +43,7 @@ def tune(request: Request) -> list[Table]:
         labels = [image.label if ids is not None else None for image in batch.shown]
         truths = batch.boxes_of(labels)
         known = ~truths[:, :, 0].isnan().all(1)
-        fixations = fixcore.backtrack(recording, target)
+        fixations = fixcore.backtrack(recording, target, rules="finer")
         for name, draw in rules.items():
             found[name].append(best_iou(draw(fixations).cpu(), truths)[known])
         request.advance(len(batch.shown))

@@ -48,7 +48,7 @@ class JudgePlan:
     batch_size: int = 16
     drift: bool = True
     """Also judge a smoothed copy of each image."""
-    finer: bool = False
+    finer: bool = True
     """Find the evidence in a finer map than the network's last, where that has few places."""
     usual_share: float = 1.0
     """Share of the images predicted as labelled whose halves are looked at too, to learn what is usual (`apart`)."""
@@ -67,7 +67,7 @@ class Verdict:
     """None where there is no network to trace."""
     head: Tensor | None
     """(n, K, D): the linear head that judged each image, less the mean of its classes; None: the network's own."""
-    rules: Literal["mass", "finer"] = "mass"
+    rules: Literal["mass", "finer"] = "finer"
     """How evidence is followed."""
 
     def explain(self, row: Tensor, target: Tensor) -> fixcore.Fixations:
