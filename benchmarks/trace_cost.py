@@ -117,7 +117,7 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
     def trace(targets: int) -> fixcore.Fixations:
         recording = graph.record(last)
         best = recording.logits.topk(targets, 1).indices
-        return fixcore.backtrack(recording, fixcore.Start(row.repeat(targets), best.T.reshape(-1)))
+        return fixcore.backtrack(recording, fixcore.Start(row.repeat(targets), best.T.reshape(-1)), rules=options.rules)
 
     works: dict[str, Callable[[], Any]] = {
         "forward": lambda: forward(network, last),
@@ -202,6 +202,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--rules", choices=("mass", "finer"), default="mass")
     parser.add_argument("--return-memory", action="store_true", help="as a plain Python process does")
     parser.add_argument("--rivals", action="store_true", help="also time captum's methods (pip install captum)")
     parser.add_argument("--json", action="store_true")

@@ -30,7 +30,8 @@ def test_defaults() -> None:
     assert config.predict == "probe"
     assert config.model == DEFAULT_BACKBONE == "torchvision:resnet50"
     assert (config.out, config.folds, config.shard_size, config.batch_size) == ("runs", 5, None, 16)
-    assert (config.drift, config.engine, config.device, config.overwrite) == (True, "auto", "auto", False)
+    assert (config.drift, config.finer, config.overwrite) == (True, True, False)
+    assert (config.engine, config.device) == ("auto", "auto")
     assert told(predict="train").model is None
 
 
@@ -157,8 +158,8 @@ def test_the_fingerprint_changes_with_what_changes_the_result_only() -> None:
     other: dict[str, Any] = {
         "dataset": "x", "out": "x", "name": "x", "predict": "train", "model": "x", "weights": "x", "classes": "x",
         "probs": "x", "reviewed": "x", "folds": 9, "seed": 9, "epochs": 9, "size": 99, "resize": 99, "fit": "squash",
-        "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "drift": False, "shard_size": 9, "batch_size": 9,
-        "engine": "inprocess", "workers": 9, "device": "cpu", "overwrite": True,
+        "mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "drift": False, "finer": False,
+        "shard_size": 9, "batch_size": 9, "engine": "inprocess", "workers": 9, "device": "cpu", "overwrite": True,
         "fail_on": "mislabeled > 1", "junit": "x",
     }  # fmt: skip
     assert other.keys() == set(KEYS)
@@ -166,7 +167,8 @@ def test_the_fingerprint_changes_with_what_changes_the_result_only() -> None:
         key for key, value in other.items() if replace(base, **{key: value}).fingerprint() != base.fingerprint()
     }
     assert changing == {
-        "predict", "model", "folds", "seed", "epochs", "size", "resize", "fit", "mean", "std", "drift", "shard_size",
+        "predict", "model", "folds", "seed", "epochs", "size", "resize", "fit", "mean", "std", "drift", "finer",
+        "shard_size",
     }  # fmt: skip
     assert told().fingerprint() == base.fingerprint()
 
