@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import masks_to_boxes
 
 from pipeline.annotated import AnnotatedImage, AnnotatedSet
 from pipeline.dataset.images import DecodedImage, ImageError, load_original, read_image
@@ -49,6 +50,20 @@ class Batch:
             for place, owner in enumerate(owners):
                 chosen[at, place] = label is None or owner == label
         return self.truths.masked_fill(~chosen[:, :, None], torch.nan)
+
+    def main_objects(self, spec: InputSpec) -> Tensor:
+        """Return the box of each image's largest object, or around all that its mask shows, (N, 1, 4); NaN: neither.
+
+        In network pixels. DatasetError for an unreadable mask.
+        """
+        width, height = (self.truths[..., 2:] - self.truths[..., :2]).unbind(-1)
+        largest = torch.nan_to_num(width * height, nan=-1.0).argmax(1)
+        boxes = self.truths[torch.arange(len(largest)), largest]
+        if any(image.masks for image in self.shown):
+            masks = self.masks(spec)
+            without = boxes[:, 0].isnan() & masks.any(2).any(1)
+            boxes[without] = masks_to_boxes(masks[without]) + torch.tensor([0.0, 0.0, 1.0, 1.0])
+        return boxes[:, None]
 
     def masks(self, spec: InputSpec) -> Tensor:
         """Return the objects' pixels as the network sees them, bool (N, S, S); DatasetError for an unreadable mask."""
@@ -100,9 +115,14 @@ def batches(
                 yield _batch(subject, readable)
 
 
-def halves(images: Sequence[AnnotatedImage]) -> Tensor:
-    """Return which of two halves each image belongs to, bool (N,): by its name's digest, whatever the others are."""
-    return torch.tensor([hashlib.sha256(image.image_id.encode()).digest()[0] % 2 == 0 for image in images])
+def halves(images: Sequence[AnnotatedImage], splits: int) -> Tensor:
+    """Return which of two halves each image belongs to in each of at most 256 splits, bool (splits, N).
+
+    A bit of its name's digest each, whatever the other images are.
+    """
+    digests = b"".join(hashlib.sha256(image.image_id.encode()).digest() for image in images)
+    bits = np.unpackbits(np.frombuffer(digests, dtype=np.uint8)).reshape(len(images), -1)
+    return torch.from_numpy(bits[:, :splits].T.astype(bool))
 
 
 def _batch(subject: Subject, readable: Sequence[tuple[AnnotatedImage, DecodedImage]]) -> Batch:

@@ -25,10 +25,11 @@ Draw = Callable[[Fixations], Tensor]
 
 
 def tune(request: Request) -> list[Table]:
-    """Draw the evidence box of the true class (the predicted one, where images have none) by many rules, and count.
+    """Draw the evidence box of the true class by many rules, and count.
 
-    The default stands first; the others change one thing each: how points weigh, how wide a cell is, whether strays
-    are dropped, what box is drawn.
+    Where images have no class: of the predicted one, against the largest object, or all that the mask shows. The
+    default stands first; the others change one thing each: how points weigh, how wide a cell is, whether strays are
+    dropped, what box is drawn.
     """
     rules = _rules()
     found: dict[str, list[Tensor]] = {name: [] for name in rules}
@@ -37,11 +38,11 @@ def tune(request: Request) -> list[Table]:
         ids = request.subject.class_ids(request.dataset.labels)
     for batch in batches(request.subject, request.dataset, request.batch_size, request.problems):
         recording = request.subject.graph.record(batch.images)
-        target = recording.logits.argmax(1)
-        if ids is not None:
-            target = torch.tensor([ids[str(image.label)] for image in batch.shown], device=target.device)
-        labels = [image.label if ids is not None else None for image in batch.shown]
-        truths = batch.boxes_of(labels)
+        if ids is None:
+            target, truths = recording.logits.argmax(1), batch.main_objects(request.subject.input)
+        else:
+            target = torch.tensor([ids[str(image.label)] for image in batch.shown], device=recording.logits.device)
+            truths = batch.boxes_of([image.label for image in batch.shown])
         known = ~truths[:, :, 0].isnan().all(1)
         fixations = fixcore.backtrack(recording, target, rules="finer")
         for name, draw in rules.items():
@@ -49,7 +50,7 @@ def tune(request: Request) -> list[Table]:
         request.advance(len(batch.shown))
     count = sum(map(len, found["default"]))
     if not count:
-        raise DatasetError("no image of the dataset has a box to compare with; tune needs boxes")
+        raise DatasetError("no image of the dataset has an object to compare with; tune needs boxes or masks")
     rows: list[tuple[Cell, ...]] = []
     for name, ious in found.items():
         iou = torch.cat(ious)

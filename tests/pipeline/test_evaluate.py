@@ -105,7 +105,7 @@ def test_boxes_of_a_squashed_picture_come_along(subject: Subject, data: Path) ->
 def test_localization_finds_what_can_be_found(subject: Subject, data: Path) -> None:
     request = ask(subject, data / "boxes.csv")
     done: list[float] = []
-    table, times = evaluate("localization", replace(request, advance=done.append))
+    table, less, times = evaluate("localization", replace(request, advance=done.append))
     assert sum(done) == 12
     rows = by_name(table)
     assert rows["fixations moments (default)"]["GT-known"] == 1
@@ -115,22 +115,73 @@ def test_localization_finds_what_can_be_found(subject: Subject, data: Path) -> N
     assert rows["whole image -"]["GT-known"] == 0
     assert {"centred 75 % -", "gradient max-sum"} <= rows.keys()
     assert any("12.png" in note for note in table.notes)
+    assert less.title == "Less fixations, moments (default)"
+    assert {row[0]: row[2:] for row in less.rows}["whole image"] == (-1, 0)
+    assert {row[0]: row[2:] for row in less.rows}["cam"] == (0, 0)
     assert [row[0] for row in times.rows] == ["fixations", "gradient", "cam"]
 
 
-def test_settings_are_chosen_on_the_other_half() -> None:
+def test_without_classes_the_predicted_class_is_to_hit_the_main_object(
+    subject: Subject, data: Path, tmp_path: Path
+) -> None:
+    table, less, _ = evaluate("localization", ask(subject, data, "cam,fixations", form="masks"))
+    rows = by_name(table)
+    assert rows["fixations moments (default)"]["GT-known"] == rows["cam max-sum"]["GT-known"] == 1
+    assert rows["whole image -"]["GT-known"] == 0
+    assert rows["whole image -"]["top-1 error"] is rows["cam moments"]["if correct"] is None
+    assert "predicted class" in table.notes[0]
+    assert less.title == "Less cam, moments"
+
+    Image.open(data / "images" / "00.png").save(tmp_path / "0.png")
+    Image.new("RGB", (64, 48)).save(tmp_path / "1.png")
+    box = read_annotated(data / "boxes.csv").images[0].objects[0].box
+    large = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+    told = {
+        "images": [{"id": at, "file_name": f"{at}.png"} for at in range(2)],
+        "annotations": [
+            {"image_id": 0, "category_id": 7, "bbox": [52, 40, 8, 6]},
+            {"image_id": 0, "category_id": 7, "bbox": large},
+        ],
+        "categories": [{"id": 7, "name": "square"}],
+    }
+    (tmp_path / "instances.json").write_text(json.dumps(told))
+    table, *_ = evaluate("localization", ask(subject, tmp_path, "fixations"))
+    assert by_name(table)["fixations moments (default)"]["GT-known"] == 1  # of one image: the other holds nothing
+    assert "1 images have no object to hit; they are left out" in table.notes
+    (found,) = batches(subject, read_annotated(tmp_path), 5, Problems())
+    objects = found.main_objects(subject.input)
+    assert objects[0, 0].tolist() == pytest.approx([box[0] / 2, box[1] / 1.5, box[2] / 2, box[3] / 1.5])
+    assert bool(objects[1].isnan().all())
+
+    (table,) = evaluate("tune", ask(subject, data, form="masks"))
+    assert by_name(table)["default"]["hits"] == 1
+
+
+def test_the_box_around_a_mask_holds_all_of_it(subject: Subject, data: Path) -> None:
+    for batch in batches(subject, read_annotated(data, form="masks"), 5, Problems()):
+        for box, mask in zip(batch.main_objects(subject.input)[:, 0], batch.masks(subject.input), strict=True):
+            rows, cols = torch.nonzero(mask, as_tuple=True)
+            assert box.tolist() == [int(cols.min()), int(rows.min()), int(cols.max()) + 1, int(rows.max()) + 1]
+
+
+def test_settings_are_chosen_on_the_other_half_of_every_split() -> None:
     from pipeline.evaluate.localize import _chosen
 
-    half = torch.tensor([True, True, False, False])
+    half = torch.tensor([[True, True, False, False], [True, False, True, False]])
     iou = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.1, 0.9], [0.1, 0.9]])
-    taken, told = _chosen(iou, half, (0.2, 0.4))
-    assert taken.tolist() == pytest.approx([0.1] * 4)  # what is best on one half is worst on the other
+    told, taken = _chosen(iou, half, (0.2, 0.4))
+    assert taken[0].tolist() == pytest.approx([0.1] * 4)  # what is best on one half is worst on the other
+    assert taken[1].tolist() == pytest.approx([0.9, 0.9, 0.1, 0.1])  # equally good: the first
     assert told == "0.2, 0.4"
 
 
 def test_halves_do_not_depend_on_the_other_images(data: Path) -> None:
     images = read_annotated(data / "boxes.csv").images
-    assert halves(images)[3:].tolist() == halves(images[3:]).tolist()
+    found = halves(images, 64)
+    assert found.shape == (64, len(images))
+    assert found[:, 3:].tolist() == halves(images[3:], 64).tolist()
+    assert len({tuple(split) for split in found.tolist()}) > 60
+    assert 0.4 < found.float().mean() < 0.6
 
 
 def test_pointing_asks_for_each_class_or_for_the_prediction(subject: Subject, data: Path, tmp_path: Path) -> None:
@@ -174,7 +225,7 @@ def test_the_object_is_cut_out_of_the_picture_on_request(subject: Subject, data:
     (table,) = evaluate("saliency", replace(ask(subject, data, "fixations,cam", form="masks"), cut=True))
     rows = by_name(table)
     assert float(rows["fixations, cut out"]["IoU"]) > 0.98 > float(rows["fixations"]["IoU"])
-    table, _ = evaluate("localization", replace(ask(subject, data / "boxes.csv", "fixations,cam"), cut=True))
+    table, *_ = evaluate("localization", replace(ask(subject, data / "boxes.csv", "fixations,cam"), cut=True))
     rows = by_name(table)
     assert rows["fixations graph cut"]["GT-known"] == rows["cam graph cut"]["GT-known"] == 1
 
@@ -238,14 +289,19 @@ def test_what_does_not_serve_says_what_would(subject: Subject, data: Path) -> No
         evaluate("localization", ask(replace(subject, classes=("rad", "blau")), data / "boxes.csv"))
     with pytest.raises(DatasetError, match="saliency needs masks"):
         evaluate("saliency", ask(subject, data / "boxes.csv"))
-    with pytest.raises(DatasetError, match="one class per image"):
-        evaluate("localization", ask(subject, data, form="masks"))
+    request = ask(subject, data / "boxes.csv")
+    first, *others = request.dataset.images
+    half_told = replace(request.dataset, images=(replace(first, label=None), *others))
+    with pytest.raises(DatasetError, match="a class for each image, or for none: 1 of 13 have none"):
+        evaluate("localization", replace(request, dataset=half_told))
     with pytest.raises(DatasetError, match="exported program"):
         evaluate("sanity", ask(replace(subject, module=None), data / "boxes.csv"))
     with pytest.raises(DatasetError, match="proposals need objects"):
         evaluate("proposals", ask(subject, data, form="masks"))
-    with pytest.raises(DatasetError, match="tune needs boxes"):
-        evaluate("tune", ask(subject, data, form="masks"))
+    bare = replace(request.dataset, images=(replace(first, label=None, objects=()),))
+    for protocol in ("tune", "localization"):
+        with pytest.raises(DatasetError, match=f"{protocol} needs boxes or masks"):
+            evaluate(protocol, replace(request, dataset=bare))
 
 
 def test_a_table_reads_well_and_plots(tmp_path: Path) -> None:
