@@ -173,7 +173,10 @@ def _behind_convolution(recording: Recording, node: fx.Node, source: fx.Node, ab
         if padding == "same" and any(cells % 2 for cells in around):  # torch pads the odd one at the end
             return _by_slope(recording, node, [source], above)[0][1]
         padding = [cells // 2 if padding == "same" else 0 for cells in around]
-    blank = above.new_zeros((), dtype=weight.dtype).expand(recording.shapes[source])
+    shape = recording.shapes[source]
+    # Only its sizes are read; one that is expanded would be written out, and be laid out as weights are not.
+    layout = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    blank = torch.empty(shape, dtype=weight.dtype, device=above.device, memory_format=layout)
     slope, *_ = aten.convolution_backward(
         above.to(weight.dtype), blank, weight, None, named["stride"], padding, dilation, False, [0, 0],
         named["groups"], (True, False, False),
