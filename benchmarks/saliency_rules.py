@@ -1,7 +1,8 @@
 """What the parts of a saliency map are worth: `python -m benchmarks.saliency_rules [FOLDER] [--write]`.
 
 Trained networks on what `python -m benchmarks.unpack` wrote into FOLDER (default: /tmp/fixaudit-data). For each weight
-that a fixation may have (its mass, the root of it, once) and with or without the network's activity: max-F on the
+that a fixation may have (its mass, the root of it, once), with or without the network's activity, and along the
+picture's edges: max-F on the
 object masks of ECSSD, with the predicted class; the F-measure (beta squared 0.3) and intersection over union of the
 mask at our threshold; the share of photographs whose peak lies in a true box, or within 15 pixels of one; and, of two
 photographs shown side by side, how much of the mask of one's class lies on its side. Last, what the activity takes, as
@@ -38,15 +39,17 @@ WEIGHTS: dict[str, Callable[[Tensor], Tensor]] = {
     "the root of its mass": torch.sqrt,
     "one": torch.ones_like,
 }
-DEFAULT = "the root of its mass, shared by activity"
+DEFAULT = "the root of its mass, shared by activity, along edges"
 
 
-def all_maps(fixations: fixcore.Fixations, activity: Tensor) -> Iterator[tuple[str, Tensor]]:
+def all_maps(fixations: fixcore.Fixations, activity: Tensor, pictures: Tensor) -> Iterator[tuple[str, Tensor]]:
     """Yield each way to draw the maps, by name."""
     for name, weight in WEIGHTS.items():
         rooted = replace(fixations, mass=weight(fixations.mass).square())  # of which a map takes the root
         yield name, saliency_maps(rooted)
-        yield f"{name}, shared by activity", saliency_maps(rooted, activity=activity)
+        shared = saliency_maps(rooted, activity=activity)
+        yield f"{name}, shared by activity", shared
+        yield f"{name}, shared by activity, along edges", fixcore.guided_filter(shared, pictures)
     product = saliency_maps(fixations) * activity
     yield "the root of its mass; their density times activity", product / product.amax((1, 2), keepdim=True)
     yield "nothing: activity alone", activity / activity.amax((1, 2), keepdim=True)
@@ -67,7 +70,7 @@ def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tup
         target = recording.logits.argmax(1)
         if batch.owners[0]:
             target = torch.tensor([int(own[0]) for own in batch.owners])
-        yield batch, dict(all_maps(fixcore.backtrack(recording, target, rules="finer"), activity))
+        yield batch, dict(all_maps(fixcore.backtrack(recording, target, rules="finer"), activity, batch.images))
 
 
 def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], float]:
@@ -104,14 +107,15 @@ def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     half = functional.interpolate(wide, (size, size // 2), mode="bilinear", antialias=True)
     both = torch.zeros(len(half) // 2, 3, size, size)
     both[..., : size // 2], both[..., size // 2 : size // 2 * 2] = half[0::2], half[1::2]
-    recording = subject.graph.record(subject.images(both.round().byte().permute(0, 2, 3, 1).numpy()))
+    images = subject.images(both.round().byte().permute(0, 2, 3, 1).numpy())
+    recording = subject.graph.record(images)
     activity = fixcore.activity_maps(recording)
     labels = [int(own[0]) for own in batch.owners]
     found: dict[str, list[Tensor]] = {}
     for side in (0, 1):
         target = torch.tensor(labels[side : len(wide) : 2])
         fixations = fixcore.backtrack(recording, target, rules="finer", contrast="mean")  # as an audit explains
-        for name, maps in all_maps(fixations, activity):
+        for name, maps in all_maps(fixations, activity, images):
             mask = maps >= THRESHOLD
             left = mask[..., : size // 2].sum((1, 2)) / mask.sum((1, 2))
             found.setdefault(name, []).append(1 - left if side else left)

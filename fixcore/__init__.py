@@ -22,6 +22,7 @@ from fixcore.evidence.boxes import (
 )
 from fixcore.evidence.comparison import evidence_distance, evidence_halves, evidence_overlap
 from fixcore.evidence.fixations import Fixations, LayerPoints, drop_outliers, join_targets
+from fixcore.evidence.guided_filter import guided_filter
 from fixcore.evidence.saliency import saliency_maps, saliency_masks
 from fixcore.network.capture import capture, capture_all
 from fixcore.network.graph import Graph, Recording
@@ -48,6 +49,7 @@ __all__ = [
     "evidence_distance",
     "evidence_halves",
     "evidence_overlap",
+    "guided_filter",
     "join_targets",
     "max_sum_boxes",
     "moment_boxes",

@@ -53,7 +53,11 @@ def _evidence_of(prefix: str, whose: str) -> tuple[pa.Field[Any], ...]:
         _field(f"{prefix}_fix_y", _POINTS, f"fixations for {whose}: rows, original pixels"),
         _field(f"{prefix}_fix_mass", _MASSES, f"fixations for {whose}: share of the evidence; sums to 1"),
         _field(f"{prefix}_box", _BOX, f"box around the evidence for {whose}: x0, y0, x1, y1, original pixels"),
-        _field(f"{prefix}_mask", pa.string(), f"saliency mask for {whose}: COCO RLE counts at original size"),
+        _field(
+            f"{prefix}_mask",
+            pa.string(),
+            f"saliency mask for {whose}, drawn along the picture's edges: COCO RLE counts at original size",
+        ),
         _field(
             f"{prefix}_map",
             _MAP,

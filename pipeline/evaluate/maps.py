@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fixcore.baselines import graph_cut_masks, occlusion
+from fixcore.evidence.guided_filter import guided_filter
 from fixcore.evidence.saliency import SIGMA, blurred
 from fixcore.methods import explain
 from fixcore.metrics import insertion_and_deletion, layers_of, map_overlap, mask_scores, rank_correlation, shuffled
@@ -27,8 +28,9 @@ _STAGES = 5
 def cover(request: Request) -> list[Table]:
     """Score the maps of the predicted class against masks: Graz-02's and MSRA-B's measures.
 
-    Maps of methods that tell neighbouring pixels apart are scored as they are and blurred as fixations are. On request
-    also the object that each map points at, cut out of the picture.
+    Maps of methods that tell neighbouring pixels apart are scored as they are and blurred as fixations are; each map
+    also as it is drawn along the picture's edges (`guided_filter`; an audit's masks are those of fixations), and on
+    request the object that it points at, cut out of the picture.
     """
     found: dict[str, list[Tensor]] = {}
     masks: list[Tensor] = []
@@ -39,8 +41,11 @@ def cover(request: Request) -> list[Table]:
         for method in request.methods:
             maps = explain(method, request.subject.graph, batch.images, target).maps.cpu()
             found.setdefault(method.name, []).append(_scaled(maps))
+            name, whole = method.name, maps
             if method.by_pixel:
-                found.setdefault(f"{method.name}, blurred", []).append(_scaled(_blurred(maps)))
+                name, whole = f"{method.name}, blurred", _blurred(maps)
+                found.setdefault(name, []).append(_scaled(whole))
+            found.setdefault(f"{name}, along edges", []).append(_scaled(guided_filter(whole, batch.pictures)))
             if request.cut:
                 found.setdefault(f"{method.name}, cut out", []).append(graph_cut_masks(maps, batch.pictures).float())
         side = mask.shape[1]

@@ -104,9 +104,10 @@ class EvidenceStep:
             own = [rows[at] for at in places]
             seen = [(row, seen_region(row["width"], row["height"], self._plan.input)) for row in own]
             traced = _trace(verdict, own)
-            activity = verdict.activity()
-            _write_evidence(seen, "pred", traced.pred, activity)
-            _write_evidence([seen[at] for at in traced.differ], "label", traced.label, activity[traced.differ])
+            activity, pictures = verdict.activity(), images[torch.from_numpy(verdict.image).to(images.device)]
+            _write_evidence(seen, "pred", traced.pred, activity, pictures)
+            differ = traced.differ
+            _write_evidence([seen[at] for at in differ], "label", traced.label, activity[differ], pictures[differ])
             for row, found in zip(own, traced.compared, strict=True):
                 row.update(found)
             self._compare_halves(images, folds, verdict, own, traced)
@@ -254,11 +255,15 @@ def _select(fixations: fixcore.Fixations, targets: Tensor) -> fixcore.Fixations:
 
 
 def _write_evidence(
-    seen: list[tuple[dict[str, Any], Region]], who: str, fixations: fixcore.Fixations, activity: Tensor
+    seen: list[tuple[dict[str, Any], Region]],
+    who: str,
+    fixations: fixcore.Fixations,
+    activity: Tensor,
+    pictures: Tensor,
 ) -> None:
     """Write each target's points, box, mask and map, of the original image, into its row."""
     boxes = fixcore.evidence_boxes(fixations).cpu().numpy()
-    maps = fixcore.saliency_maps(fixations, activity=activity).cpu().numpy()
+    maps = fixcore.saliency_maps(fixations, activity=activity, pictures=pictures).cpu().numpy()
     image, row, col = (values.cpu().numpy() for values in (fixations.image, fixations.row, fixations.col))
     mass = fixations.mass.cpu().numpy()
     first = np.searchsorted(image, np.arange(len(seen) + 1))

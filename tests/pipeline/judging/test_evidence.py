@@ -196,15 +196,21 @@ def test_halves_are_looked_at_where_the_label_is_in_play_or_to_say_what_is_usual
         assert rows.runner_up_swing.notna().tolist() == (told & chosen).tolist()
 
 
-def test_masks_hold_what_the_network_responds_to(tmp_path):
-    """Blurred fixations reach beyond the bright block, where a network that says what it responds to sees nothing."""
+@pytest.fixture
+def bright_block(tmp_path):
+    """A dataset of a white block, rows and columns 24 to 55 of 80, twice."""
     picture = Image.new("RGB", (80, 80))
     picture.paste((255, 255, 255), (24, 24, 56, 56))
-    root = laid_out(tmp_path, {"bright/a.png": encoded(picture), "dark/b.png": encoded(picture)})
+    return laid_out(tmp_path, {"bright/a.png": encoded(picture), "dark/b.png": encoded(picture)})
+
+
+def test_masks_hold_what_the_network_responds_to(bright_block, monkeypatch):
+    """Blurred fixations reach beyond the bright block, where a network that says what it responds to sees nothing."""
+    monkeypatch.setattr("fixcore.evidence.saliency.guided_filter", lambda maps, pictures: maps)
     beyond = np.ones((80, 80), dtype=bool)
     beyond[24:56, 24:56] = False
     blurred, seen = (
-        evidence_of(root, plan(model=f"tests.users_networks:{name}")) for name in ("bright", "bright_twice")
+        evidence_of(bright_block, plan(model=f"tests.users_networks:{name}")) for name in ("bright", "bright_twice")
     )
     for image in ("bright/a.png", "dark/b.png"):
         wide, own = (rle.decode(rows.loc[image].pred_mask, 80, 80) for rows in (blurred, seen))
@@ -212,6 +218,15 @@ def test_masks_hold_what_the_network_responds_to(tmp_path):
         assert (wide & beyond).any()
         assert not (own & beyond).any()
         assert own[24:56, 24:56].mean() > 0.8
+
+
+def test_masks_end_where_the_object_does(bright_block):
+    """Also where nothing but the picture says so."""
+    rows = evidence_of(bright_block, plan(model="tests.users_networks:bright"))
+    for image in ("bright/a.png", "dark/b.png"):
+        mask = rle.decode(rows.loc[image].pred_mask, 80, 80)
+        assert_is_the_masks(rows.loc[image].pred_map, mask)
+        assert mask.sum() == mask[24:56, 24:56].sum() > 0.9 * 32 * 32
 
 
 def test_evidence_does_not_depend_on_the_batch(tmp_path):
