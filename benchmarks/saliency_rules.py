@@ -5,8 +5,9 @@ that a fixation may have (its mass, the root of it, once), with or without the n
 picture's edges: max-F on the
 object masks of ECSSD, with the predicted class; the F-measure (beta squared 0.3) and intersection over union of the
 mask at our threshold; the share of photographs whose peak lies in a true box, or within 15 pixels of one; and, of two
-photographs shown side by side, how much of the mask of one's class lies on its side. Last, what the activity takes, as
-a share of a recorded forward pass. `--write` puts the table into docs/algorithm.md. About three minutes on 4 cores.
+photographs shown side by side, how much of the mask of one's class lies on its side. Last, what the activity and the
+edges take, as shares of a recorded forward pass. `--write` puts the table into docs/algorithm.md. About a minute on 4
+cores.
 """
 
 from __future__ import annotations
@@ -55,10 +56,12 @@ def all_maps(fixations: fixcore.Fixations, activity: Tensor, pictures: Tensor) -
     yield "nothing: activity alone", activity / activity.amax((1, 2), keepdim=True)
 
 
-def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
+def traced(
+    subject: Subject, folder: Path, costs: list[tuple[float, float]]
+) -> Iterator[tuple[Batch, dict[str, Tensor]]]:
     """Yield batches and the maps of the true classes; where the images have none, of the predicted.
 
-    Appends to `seconds` what each batch's activity takes as a share of recording it.
+    Appends to `costs` what each batch's activity and its edges take as shares of recording it.
     """
     dataset = read_annotated(folder)
     for batch in batches(subject, dataset, 50, Problems()):
@@ -66,26 +69,29 @@ def traced(subject: Subject, folder: Path, seconds: list[float]) -> Iterator[tup
         recording = subject.graph.record(batch.images)
         recorded = time.perf_counter()
         activity = fixcore.activity_maps(recording)
-        seconds.append((time.perf_counter() - recorded) / (recorded - began))
+        named = time.perf_counter()
+        fixcore.guided_filter(activity, batch.images)
+        edges = time.perf_counter() - named
+        costs.append(((named - recorded) / (recorded - began), edges / (recorded - began)))
         target = recording.logits.argmax(1)
         if batch.owners[0]:
             target = torch.tensor([int(own[0]) for own in batch.owners])
         yield batch, dict(all_maps(fixcore.backtrack(recording, target, rules="finer"), activity, batch.images))
 
 
-def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], float]:
-    """Return per way to draw: max-F, F and IoU at the threshold, pointing, own side; and what activity takes."""
+def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], tuple[float, float]]:
+    """Return per way to draw: max-F, F and IoU at the threshold, pointing, own side; and the costs' medians."""
     subject = load_subject(model)
-    seconds: list[float] = []
+    costs: list[tuple[float, float]] = []
     covered: dict[str, list[Tensor]] = {}
     masks: list[Tensor] = []
-    for batch, maps in traced(subject, folder / "ecssd", seconds):
+    for batch, maps in traced(subject, folder / "ecssd", costs):
         masks.append(batch.masks(subject.input))
         for name, own in maps.items():
             covered.setdefault(name, []).append(own)
     pointed: dict[str, list[Tensor]] = {}
     sided: dict[str, list[Tensor]] = {}
-    for batch, maps in traced(subject, folder / "val300", seconds):
+    for batch, maps in traced(subject, folder / "val300", costs):
         for name, own in maps.items():
             pointed.setdefault(name, []).append(pointing_hits(own, batch.truths))
         for name, shares in on_own_side(subject, batch).items():
@@ -97,7 +103,8 @@ def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], flo
         means = [float(torch.cat(values[name]).float().mean()) for values in (pointed, sided)]
         shown = mask_scores((drawn >= THRESHOLD).float(), truth)
         found[name] = (mask_scores(drawn, truth).max_f, shown.max_f, shown.iou, *means)
-    return found, statistics.median(seconds)
+    activity, edges = (statistics.median(shares) for shares in zip(*costs, strict=True))
+    return found, (activity, edges)
 
 
 def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
@@ -136,8 +143,8 @@ def main() -> None:
         cells = ["{:.3f}; {:.3f}, {:.3f}; {:.3f}; {:.3f}".format(*table[way]) for table, _ in found.values()]
         lines.append(f"| {way}{' (default)' if way == DEFAULT else ''} | " + " | ".join(cells) + " |")
     print("\n".join(lines))
-    for name, (_, share) in found.items():
-        print(f"{name}: activity takes {share:.3f} of a recorded forward pass")
+    for name, (_, (activity, edges)) in found.items():
+        print(f"{name}: activity takes {activity:.3f} of a recorded forward pass, edges {edges:.3f}")
     if options.write:
         write_between(ALGORITHM, _MARK, lines)
 
