@@ -29,7 +29,8 @@ _CELL = 1.75
 def draw_gallery(request: Request, path: Path, *, rows: int = 8, layers: Sequence[str] = ()) -> None:
     """Write a PNG sheet of the first `rows` images: their prediction's evidence by each method, with its box.
 
-    On request with the object that each map points at, cut out. With `layers` the columns are the fixations at these
+    Of the fixations also the points, and the mask that an audit writes. On request with the object that each map points
+    at, cut out. With `layers` the columns are the fixations at these
     layers instead, from the outermost in. True boxes are dashed. Raises DatasetError where no image can be read.
     """
     shown = tuple(request.dataset.images[:rows])
@@ -39,7 +40,7 @@ def draw_gallery(request: Request, path: Path, *, rows: int = 8, layers: Sequenc
     (batch,) = found
     recording = request.subject.graph.record(batch.images)
     target = recording.logits.argmax(1)
-    columns = _of_layers(recording, target, layers) if layers else _of_methods(request, batch, target)
+    columns = _of_layers(recording, target, layers) if layers else _of_methods(request, batch, recording, target)
     request.advance(len(batch.shown))
     _sheet(request, batch, target, columns, path)
 
@@ -55,10 +56,14 @@ class _Column:
     masks: Tensor | None = None
 
 
-def _of_methods(request: Request, batch: Batch, target: Tensor) -> list[_Column]:
-    columns = []
-    fixations = fixcore.backtrack(request.subject.graph.record(batch.images), target, rules="finer")
-    columns.append(_Column("fixations: points", points=fixations, boxes=fixcore.evidence_boxes(fixations)))
+def _of_methods(request: Request, batch: Batch, recording: fixcore.Recording, target: Tensor) -> list[_Column]:
+    fixations = fixcore.backtrack(recording, target, rules="finer")
+    activity = fixcore.activity_maps(recording)
+    masks = fixcore.saliency_masks(fixations, activity=activity, pictures=batch.images)
+    columns = [
+        _Column("fixations: points", points=fixations, boxes=fixcore.evidence_boxes(fixations)),
+        _Column("fixations: mask", masks=masks.cpu()),
+    ]
     for method in request.methods:
         told = explain(method, request.subject.graph, batch.images, target)
         columns.append(_Column(method.name, told.maps.cpu(), boxes=told.boxes.cpu()))
