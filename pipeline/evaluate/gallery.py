@@ -30,8 +30,8 @@ def draw_gallery(request: Request, path: Path, *, rows: int = 8, layers: Sequenc
     """Write a PNG sheet of the first `rows` images: their prediction's evidence by each method, with its box.
 
     Of the fixations also the points, and the mask that an audit writes. On request with the object that each map points
-    at, cut out. With `layers` the columns are the fixations at these
-    layers instead, from the outermost in. True boxes are dashed. Raises DatasetError where no image can be read.
+    at, cut out. With `layers` the columns are the fixations at these layers instead, from the outermost in. True boxes
+    are dashed. Raises DatasetError where no image can be read.
     """
     shown = tuple(request.dataset.images[:rows])
     found = list(batches(request.subject, shown, max(1, rows), request.problems))

@@ -272,7 +272,7 @@ def test_the_gallery_is_a_picture(subject: Subject, data: Path, tmp_path: Path) 
     draw_gallery(request, tmp_path / "layers.png", rows=2, layers=last_layers(subject.graph))
     draw_gallery(replace(request, cut=True), tmp_path / "cut.png", rows=2)
     layers = len(last_layers(subject.graph))
-    for name, columns, rows in (("methods.png", 5, 3), ("layers.png", 2 + layers, 2), ("cut.png", 8, 2)):
+    for name, columns, rows in (("methods.png", 6, 3), ("layers.png", 2 + layers, 2), ("cut.png", 9, 2)):
         with Image.open(tmp_path / name) as picture:
             width, height = picture.size
         assert width == pytest.approx(175 * columns, rel=0.02)
