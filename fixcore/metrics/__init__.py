@@ -18,12 +18,13 @@ from fixcore.metrics.localization import (
 )
 from fixcore.metrics.pointing import pointing_hits
 from fixcore.metrics.randomisation import layers_of, map_overlap, shuffled
-from fixcore.metrics.saliency import MaskScores, mask_scores, precision_at_equal_error_rate
+from fixcore.metrics.saliency import MaskScores, MaskTally, mask_scores
 
 __all__ = [
     "Faithfulness",
     "Localization",
     "MaskScores",
+    "MaskTally",
     "best_iou",
     "class_proposals",
     "insertion_and_deletion",
@@ -33,7 +34,6 @@ __all__ = [
     "mask_scores",
     "max_box_accuracy",
     "pointing_hits",
-    "precision_at_equal_error_rate",
     "rank_correlation",
     "shuffled",
     "whole_and_centred",

@@ -15,6 +15,8 @@ from fixcore.errors import InputError
 BETA_SQUARED = 0.3
 """Weight of recall against precision in the F-measure, as the field has it (Achanta et al.)."""
 _LEVELS = 255
+_FINE = 257
+"""Steps of a level that are told apart where values are ordered: 16 bits in all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,61 +41,87 @@ class MaskScores:
     """Pixel precision where it equals recall, all pixels of all images pooled (Graz-02)."""
 
 
-def mask_scores(maps: Tensor, masks: Tensor) -> MaskScores:
-    """Return MSRA-B's and Graz-02's measures.
+class MaskTally:
+    """Scores of maps against masks, gathered batch by batch; neither is kept.
 
     Thresholds are 0/255 to 255/255; a pixel belongs to the mask from the threshold on. An image without object counts
-    recall 0, a threshold without a pixel precision 0. Sources: Achanta et al., Frequency-tuned Salient Region
-    Detection; Gandikota and Mishra, How You See Me, Table I; Marszalek and Schmid (Graz-02).
-
-    Raises InputError for shapes that differ, maps outside [0, 1] and masks without any object.
+    recall 0, a threshold without a pixel precision 0. Precision equals recall, over all pixels pooled, where as many
+    pixels are shown as belong to objects: it is the share of objects among that many pixels of the largest values, and
+    pixels of one value (to 1/65,535) that are shown in part count in proportion. Sources: Achanta et al.,
+    Frequency-tuned Salient Region Detection; Gandikota and Mishra, How You See Me, Table I; Marszalek and Schmid,
+    Accurate Object Localization with Shape Masks (Graz-02); CNN Fixations, IV-C (Table II).
     """
-    if maps.shape != masks.shape or maps.dim() != 3 or masks.dtype != torch.bool:
-        raise InputError(f"maps {tuple(maps.shape)} and bool masks {tuple(masks.shape)} must be (N, H, W) alike")
-    if not bool(((maps >= 0) & (maps <= 1)).all()):
-        raise InputError("maps must lie in [0, 1]; divide each by its maximum")
-    # A pixel with value v is in the masks of the thresholds 0..level: counting levels once gives all thresholds.
-    level = torch.floor(maps.double() * _LEVELS + 1e-6).long()
-    inside, outside = _counted(level, masks), _counted(level, ~masks)
-    shown = inside + outside
-    objects = masks.flatten(1).sum(1, keepdim=True).double()
-    pixels = masks[0].numel()
-    precision = (inside / shown.clamp(min=1)).mean(0)
-    recall = (inside / objects.clamp(min=1)).mean(0)
-    weighted = BETA_SQUARED * precision + recall
-    f = torch.where(weighted > 0, (1 + BETA_SQUARED) * precision * recall / weighted.clamp(min=1e-12), 0.0)
-    best = int(f.argmax())
-    iou = (inside / (objects + outside).clamp(min=1)).mean(0)
-    wrong = (objects - inside + outside) / pixels
-    return MaskScores(
-        max_f=float(f[best]),
-        threshold=best / _LEVELS,
-        precision=float(precision[best]),
-        recall=float(recall[best]),
-        iou=float(iou[best]),
-        accuracy=float(1 - wrong.mean(0)[best]),
-        mean_absolute_error=float((maps - masks.to(maps.dtype)).abs().mean()),
-        precision_at_equal_error=precision_at_equal_error_rate(maps, masks),
-    )
+
+    def __init__(self) -> None:
+        self._images = 0
+        self._sums = torch.zeros(4, _LEVELS + 1, dtype=torch.float64)
+        """Precision, recall, intersection over union and share of wrong pixels at each threshold, over images."""
+        self._error = 0.0
+        self._pixels = torch.zeros(2, _FINE * _LEVELS + 1, dtype=torch.int64)
+        """How many pixels have each value: of the ground, of objects."""
+
+    def add(self, maps: Tensor, masks: Tensor) -> None:
+        """Count maps, float (N, H, W) in [0, 1], against masks, bool (N, H, W); sizes may differ between batches.
+
+        Raises InputError for shapes that differ and maps outside [0, 1].
+        """
+        if maps.shape != masks.shape or maps.dim() != 3 or masks.dtype != torch.bool:
+            raise InputError(f"maps {tuple(maps.shape)} and bool masks {tuple(masks.shape)} must be (N, H, W) alike")
+        if not bool(((maps >= 0) & (maps <= 1)).all()):
+            raise InputError("maps must lie in [0, 1]; divide each by its maximum")
+        value = torch.floor((maps.double() * _LEVELS + 1e-6) * _FINE).long()
+        # A pixel with value v is in the masks of the thresholds 0..level: counting levels once gives all thresholds.
+        level = value // _FINE
+        inside, outside = _counted(level, masks), _counted(level, ~masks)
+        objects = masks.flatten(1).sum(1, keepdim=True).double()
+        precision = inside / (inside + outside).clamp(min=1)
+        recall = inside / objects.clamp(min=1)
+        iou = inside / (objects + outside).clamp(min=1)
+        wrong = (objects - inside + outside) / masks.shape[1:].numel()
+        self._images += len(maps)
+        self._sums += torch.stack([precision, recall, iou, wrong]).sum(1).cpu()
+        self._error += float((maps.double() - masks.double()).abs().mean((1, 2)).sum())
+        for kind, chosen in enumerate((~masks, masks)):
+            self._pixels[kind] += torch.bincount(value[chosen], minlength=self._pixels.shape[1]).cpu()
+
+    def scores(self) -> MaskScores:
+        """Return the scores of all that was added; InputError for masks without any object."""
+        if not int(self._pixels[1].sum()):
+            raise InputError("no mask holds an object, so precision never equals recall")
+        precision, recall, iou, wrong = self._sums / self._images
+        weighted = BETA_SQUARED * precision + recall
+        f = torch.where(weighted > 0, (1 + BETA_SQUARED) * precision * recall / weighted.clamp(min=1e-12), 0.0)
+        best = int(f.argmax())
+        return MaskScores(
+            max_f=float(f[best]),
+            threshold=best / _LEVELS,
+            precision=float(precision[best]),
+            recall=float(recall[best]),
+            iou=float(iou[best]),
+            accuracy=float(1 - wrong[best]),
+            mean_absolute_error=self._error / self._images,
+            precision_at_equal_error=self._precision_at_equal_error(),
+        )
+
+    def _precision_at_equal_error(self) -> float:
+        count = int(self._pixels[1].sum())
+        from_above = self._pixels.flip(1)
+        shown = from_above.sum(0).cumsum(0)
+        edge = int(torch.searchsorted(shown, count))
+        tied, objects = int(from_above[:, edge].sum()), int(from_above[1, edge])
+        part = (count - (int(shown[edge]) - tied)) / tied
+        return (int(from_above[1, :edge].sum()) + part * objects) / count
 
 
-def precision_at_equal_error_rate(maps: Tensor, masks: Tensor) -> float:
-    """Return the pixel precision at the threshold where it equals recall, in [0, 1], all pixels pooled.
+def mask_scores(maps: Tensor, masks: Tensor) -> MaskScores:
+    """Return MSRA-B's and Graz-02's measures of maps, float (N, H, W) in [0, 1], against bool masks (N, H, W).
 
-    Precision equals recall where as many pixels are shown as belong to objects: it is the share of objects among that
-    many pixels of the largest values. Pixels of one value that are shown in part count in proportion. Source:
-    Marszalek and Schmid, Accurate Object Localization with Shape Masks; CNN Fixations, IV-C (Table II).
-
-    Raises InputError for masks without any object.
+    What each is stands at `MaskTally`. Raises InputError for shapes that differ, maps outside [0, 1] and masks without
+    any object.
     """
-    count = int(masks.sum())
-    if count == 0:
-        raise InputError("no mask holds an object, so precision never equals recall")
-    values, truth = maps.flatten(), masks.flatten()
-    edge = values.kthvalue(values.numel() - count + 1).values
-    above, tied = values > edge, values == edge
-    part = (count - int(above.sum())) / int(tied.sum())
-    return (int((above & truth).sum()) + part * int((tied & truth).sum())) / count
+    tally = MaskTally()
+    tally.add(maps, masks)
+    return tally.scores()
 
 
 def _counted(level: Tensor, chosen: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from dataclasses import asdict
 
 import torch
@@ -13,7 +14,7 @@ from fixcore.baselines import graph_cut_masks, occlusion
 from fixcore.evidence.guided_filter import guided_filter
 from fixcore.evidence.saliency import SIGMA, blurred
 from fixcore.methods import explain
-from fixcore.metrics import insertion_and_deletion, layers_of, map_overlap, mask_scores, rank_correlation, shuffled
+from fixcore.metrics import MaskTally, insertion_and_deletion, layers_of, map_overlap, rank_correlation, shuffled
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import batches
 from pipeline.evaluate.request import Request
@@ -32,29 +33,26 @@ def cover(request: Request) -> list[Table]:
     also as it is drawn along the picture's edges (`guided_filter`; an audit's masks are those of fixations), and on
     request the object that it points at, cut out of the picture.
     """
-    found: dict[str, list[Tensor]] = {}
-    masks: list[Tensor] = []
+    found: defaultdict[str, MaskTally] = defaultdict(MaskTally)
+    marked = False
     for batch in batches(request.subject, request.dataset, request.batch_size, request.problems):
-        mask = batch.masks(request.subject.input)
+        masks = batch.masks(request.subject.input)
+        marked |= bool(masks.any())
         target = request.subject.graph.classify(batch.images).argmax(1)
-        masks.append(mask)
         for method in request.methods:
-            maps = explain(method, request.subject.graph, batch.images, target).maps.cpu()
-            found.setdefault(method.name, []).append(_scaled(maps))
-            name, whole = method.name, maps
-            if method.by_pixel:
-                name, whole = f"{method.name}, blurred", _blurred(maps)
-                found.setdefault(name, []).append(_scaled(whole))
-            found.setdefault(f"{name}, along edges", []).append(_scaled(guided_filter(whole, batch.pictures)))
+            name, maps = method.name, explain(method, request.subject.graph, batch.images, target).maps.cpu()
+            found[name].add(_scaled(maps), masks)
             if request.cut:
-                found.setdefault(f"{method.name}, cut out", []).append(graph_cut_masks(maps, batch.pictures).float())
-        side = mask.shape[1]
-        found.setdefault("centre of the image", []).append(_centre(side).expand(len(mask), -1, -1))
+                found[f"{name}, cut out"].add(graph_cut_masks(maps, batch.pictures).float(), masks)
+            if method.by_pixel:
+                name, maps = f"{name}, blurred", _blurred(maps)
+                found[name].add(_scaled(maps), masks)
+            found[f"{name}, along edges"].add(_scaled(guided_filter(maps, batch.pictures)), masks)
+        found["centre of the image"].add(_centre(masks.shape[1]).expand(len(masks), -1, -1), masks)
         request.advance(len(batch.shown))
-    if not masks or not bool(torch.cat(masks).any()):
+    if not marked:
         raise DatasetError("no image of the dataset has a mask; saliency needs masks (MSRA-B, ECSSD, Graz-02)")
-    truth = torch.cat(masks)
-    scores = {name: asdict(mask_scores(torch.cat(maps), truth)) for name, maps in found.items()}
+    scores = {name: asdict(tally.scores()) for name, tally in found.items()}
     names = ("precision_at_equal_error", "mean_absolute_error", "accuracy", "precision", "recall", "iou", "threshold")
     rows = tuple((name, *(told[one] for one in (*names, "max_f"))) for name, told in scores.items())
     columns = ("method", "EER precision", "MAE", "accuracy", "precision", "recall", "IoU", "threshold", "max-F")

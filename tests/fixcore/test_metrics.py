@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,19 @@ def test_mask_scores_match_their_definitions(values: list[int], truth: list[bool
     tied = [inside for value, inside in ordered if value == edge]
     expected = (sum(above) + (count - len(above)) * sum(tied) / len(tied)) / count
     assert found.precision_at_equal_error == pytest.approx(expected)
+
+
+def test_scores_do_not_depend_on_the_batches() -> None:
+    draw = torch.Generator().manual_seed(0)
+    maps, masks = torch.rand(7, 20, 30, generator=draw), torch.rand(7, 20, 30, generator=draw) < 0.3
+    masks[2] = False
+    tally = metrics.MaskTally()
+    for part in torch.arange(7).split(3):
+        tally.add(maps[part], masks[part])
+    assert asdict(tally.scores()) == pytest.approx(asdict(metrics.mask_scores(maps, masks)))
+    above = maps.flatten().sort(descending=True).indices[: int(masks.sum())]
+    share = float(masks.flatten()[above].float().mean())
+    assert tally.scores().precision_at_equal_error == pytest.approx(share, abs=2e-3)  # 4,200 values, some 16 bits alike
 
 
 def test_a_perfect_map_and_its_opposite() -> None:
