@@ -15,9 +15,19 @@ settings.register_profile("busy machine", deadline=None)  # how long an example 
 settings.load_profile("busy machine")
 
 
-# Processes side by side share the processors: threads of one that wait for those of another cost ten times the work.
-_BESIDE = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-torch.set_num_threads(max(1, usable_cores() // _BESIDE))
+def _take_own_cores() -> None:
+    """Of several processes side by side give each its own processors: threads that wait for others' cost ten times."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    if beside > 1 and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        share, number = len(cores) // beside, int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        if share:
+            os.sched_setaffinity(0, cores[number * share : (number + 1) * share])
+            beside = 1
+    torch.set_num_threads(max(1, usable_cores() // beside))
+
+
+_take_own_cores()
 
 
 @pytest.fixture(scope="session", autouse=True)
