@@ -2,12 +2,11 @@
 
 Trained networks on what `python -m benchmarks.unpack` wrote into FOLDER (default: /tmp/fixaudit-data). For each weight
 that a fixation may have (its mass, the root of it, once), with or without the network's activity, and along the
-picture's edges: max-F on the
-object masks of ECSSD, with the predicted class; the F-measure (beta squared 0.3) and intersection over union of the
-mask at our threshold; the share of photographs whose peak lies in a true box, or within 15 pixels of one; and, of two
-photographs shown side by side, how much of the mask of one's class lies on its side. Last, what the activity and the
-edges take, as shares of a recorded forward pass. `--write` puts the table into docs/algorithm.md. About a minute on 4
-cores.
+picture's edges: max-F on the object masks of ECSSD, with the predicted class; the F-measure (beta squared 0.3) and
+intersection over union of the mask at our threshold; the share of photographs whose peak lies in a true box, or within
+15 pixels of one; and, of two photographs shown side by side, how much of the mask of one's class lies on its side.
+Last, what the activity and the edges take, as shares of a recorded forward pass. `--write` puts the table into
+docs/algorithm.md. About a minute on 4 cores.
 """
 
 from __future__ import annotations

@@ -18,13 +18,12 @@ settings.load_profile("busy machine")
 def _take_own_cores() -> None:
     """Of several processes side by side give each its own processors: threads that wait for others' cost ten times."""
     beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    share = max(1, usable_cores() // beside)
+    torch.set_num_threads(share)
     if beside > 1 and hasattr(os, "sched_setaffinity"):
+        first = share * int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
         cores = sorted(os.sched_getaffinity(0))
-        share, number = len(cores) // beside, int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
-        if share:
-            os.sched_setaffinity(0, cores[number * share : (number + 1) * share])
-            beside = 1
-    torch.set_num_threads(max(1, usable_cores() // beside))
+        os.sched_setaffinity(0, {cores[at % len(cores)] for at in range(first, first + share)})
 
 
 _take_own_cores()

@@ -104,9 +104,8 @@ class EvidenceStep:
             own = [rows[at] for at in places]
             seen = [(row, seen_region(row["width"], row["height"], self._plan.input)) for row in own]
             traced = _trace(verdict, own)
-            activity, pictures = verdict.activity(), images[torch.from_numpy(verdict.image).to(images.device)]
+            activity, pictures, differ = verdict.activity(), verdict.pictures, traced.differ
             _write_evidence(seen, "pred", traced.pred, activity, pictures)
-            differ = traced.differ
             _write_evidence([seen[at] for at in differ], "label", traced.label, activity[differ], pictures[differ])
             for row, found in zip(own, traced.compared, strict=True):
                 row.update(found)

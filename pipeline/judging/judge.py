@@ -61,6 +61,8 @@ class Verdict:
     """What a judge says of some images of one shard: `image` int64 (n,) are their places in the shard."""
 
     image: NDArray[np.int64]
+    pictures: Tensor
+    """uint8 (n, 3, S, S), on the judge's device."""
     probs: Tensor
     """float32 (n, K) on the CPU; each row sums to 1."""
     recording: fixcore.Recording | None
@@ -130,7 +132,7 @@ class Judge:
             recording = graph.record(self.normalised(chosen))
             logits, head = self._logits(recording.logits, recording, folds[rows])
             probs = logits.float().softmax(1).cpu()
-            yield Verdict(rows, probs, recording, head, "finer" if self.plan.finer else "mass")
+            yield Verdict(rows, chosen, probs, recording, head, "finer" if self.plan.finer else "mass")
 
     def probabilities(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
         """Return the probabilities alone, float32 (n, K) on the CPU, for a second look at no further cost."""

@@ -20,7 +20,7 @@ def test_a_class_is_set_against_the_mean_of_all() -> None:
     images = torch.randn(2, 3, 12, 12)
     recording = fixcore.capture(module.eval(), images).record(images)
     rows, target = torch.arange(2), torch.tensor([1, 3])
-    found = Verdict(np.arange(2), recording.logits.softmax(1), recording, None).explain(rows, target)
+    found = Verdict(np.arange(2), images, recording.logits.softmax(1), recording, None).explain(rows, target)
     against_mean, plain = (fixcore.backtrack(recording, target, contrast=one) for one in ("mean", None))
     assert torch.equal(found.mass, against_mean.mass)
     assert torch.equal(found.row, against_mean.row)
@@ -34,7 +34,7 @@ def test_evidence_is_finer_than_a_last_map_of_few_places_unless_that_is_not_want
     images = torch.randn(2, 3, 24, 24)
     recording = fixcore.capture(module, images).record(images)
     rows, target = torch.arange(2), torch.tensor([1, 3])
-    verdict = Verdict(np.arange(2), recording.logits.softmax(1), recording, None)
+    verdict = Verdict(np.arange(2), images, recording.logits.softmax(1), recording, None)
     assert verdict.explain(rows, target).margin == 1.0
     assert replace(verdict, rules="mass").explain(rows, target).margin == 2.0
     head = recording.graph.head
