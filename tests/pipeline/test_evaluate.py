@@ -219,6 +219,8 @@ def test_saliency_against_masks(subject: Subject, data: Path) -> None:
     assert float(rows["cam"]["max-F"]) > 0.9
     assert float(rows["fixations"]["max-F"]) > float(rows["centre of the image"]["max-F"])
     assert "gradient, blurred" in rows
+    assert {"cam, along edges", "gradient, blurred, along edges"} <= set(rows)
+    assert float(rows["fixations, along edges"]["IoU"]) > float(rows["fixations"]["IoU"])
 
 
 def test_the_object_is_cut_out_of_the_picture_on_request(subject: Subject, data: Path) -> None:
