@@ -75,7 +75,7 @@ def traced(
         target = recording.logits.argmax(1)
         if batch.owners[0]:
             target = torch.tensor([int(own[0]) for own in batch.owners])
-        yield batch, dict(all_maps(fixcore.backtrack(recording, target, rules="finer"), activity, batch.images))
+        yield batch, dict(all_maps(as_an_audit(recording, target), activity, batch.images))
 
 
 def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], tuple[float, float]]:
@@ -106,6 +106,11 @@ def measure(model: str, folder: Path) -> tuple[dict[str, tuple[float, ...]], tup
     return found, (activity, edges)
 
 
+def as_an_audit(recording: fixcore.Recording, target: Tensor) -> fixcore.Fixations:
+    """Return the fixations of the targets (N,) by the rules of audits."""
+    return fixcore.backtrack(recording, target, rules="finer", contrast=fixcore.usual_contrast(recording.graph))
+
+
 def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     """Return what share of each class's mask lies on its own of two photographs shown side by side, (2 N,)."""
     size = subject.input.size
@@ -120,8 +125,7 @@ def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     found: dict[str, list[Tensor]] = {}
     for side in (0, 1):
         target = torch.tensor(labels[side : len(wide) : 2])
-        fixations = fixcore.backtrack(recording, target, rules="finer", contrast="mean")  # as an audit explains
-        for name, maps in all_maps(fixations, activity, images):
+        for name, maps in all_maps(as_an_audit(recording, target), activity, images):
             mask = maps >= THRESHOLD
             left = mask[..., : size // 2].sum((1, 2)) / mask.sum((1, 2))
             found.setdefault(name, []).append(1 - left if side else left)

@@ -27,12 +27,14 @@ _STAGES = 8
 """Layers that are shuffled one at a time; with the cascade, steps from the output to the input."""
 
 
-def evidence(module: nn.Module, images: Tensor, target: Tensor, contrast: Any = None) -> list[fixcore.Fixations]:
-    """Return the fixations of `target` (N,), batch by batch."""
+def evidence(module: nn.Module, images: Tensor, target: Tensor, contrast: Any = "mean") -> list[fixcore.Fixations]:
+    """Return the fixations of `target` (N,), batch by batch; by default as audits find them."""
     graph = fixcore.capture(module, images[:2])
     starts = range(0, len(images), _BATCH)
     return [
-        fixcore.backtrack(graph.record(images[at : at + _BATCH]), target[at : at + _BATCH], contrast=contrast)
+        fixcore.backtrack(
+            graph.record(images[at : at + _BATCH]), target[at : at + _BATCH], rules="finer", contrast=contrast
+        )
         for at in starts
     ]
 

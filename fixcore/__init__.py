@@ -26,7 +26,7 @@ from fixcore.evidence.guided_filter import guided_filter
 from fixcore.evidence.saliency import saliency_maps, saliency_masks
 from fixcore.network.capture import capture, capture_all
 from fixcore.network.graph import Graph, Recording
-from fixcore.start import Start
+from fixcore.start import Start, usual_contrast
 
 __all__ = [
     "CaptureError",
@@ -57,4 +57,5 @@ __all__ = [
     "saliency_masks",
     "threshold_boxes",
     "threshold_region_boxes",
+    "usual_contrast",
 ]

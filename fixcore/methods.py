@@ -20,6 +20,7 @@ from fixcore.evidence.activity import activity_maps
 from fixcore.evidence.boxes import evidence_boxes, moment_boxes
 from fixcore.evidence.saliency import saliency_maps
 from fixcore.network.graph import Graph
+from fixcore.start import usual_contrast
 
 Explain = Callable[[Graph, Tensor, Tensor], Tensor]
 
@@ -49,7 +50,7 @@ class Explained:
 
 
 def fixation_maps(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
-    """Return the saliency maps of the fixations as audits find them ("finer"), float32 (N, H, W), at most 1."""
+    """Return the saliency maps of the fixations as audits find them ("finer", against the mean), float32 (N, H, W)."""
     return _with_boxes(graph, images, target, "finer").maps
 
 
@@ -104,5 +105,5 @@ def explain(method: Method, graph: Graph, images: Tensor, target: Tensor) -> Exp
 
 def _with_boxes(graph: Graph, images: Tensor, target: Tensor, rules: Literal["mass", "finer"]) -> Explained:
     recording = graph.record(images)
-    fixations = backtrack(recording, target, rules=rules)
+    fixations = backtrack(recording, target, rules=rules, contrast=usual_contrast(graph))
     return Explained(saliency_maps(fixations, activity=activity_maps(recording)), evidence_boxes(fixations))

@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from fixcore.errors import TargetError
 from fixcore.network.class_map import class_map_points
-from fixcore.network.graph import Recording
+from fixcore.network.graph import Graph, Recording
 from fixcore.points import Points, is_vector
 from fixcore.rules.elementwise import PASSES
 from fixcore.rules.layout import LAYOUT
@@ -60,6 +60,15 @@ def class_starts(recording: Recording, target: Tensor) -> Start:
     word = torch.arange(target.shape[1], device=target.device)
     position = torch.where(target < 0, -1, word * classes + target)
     return Start(image.repeat_interleave(target.shape[1]), position.flatten())
+
+
+def usual_contrast(graph: Graph) -> Contrast | None:
+    """Return what audits set a class against: "mean" where a network ends in a linear layer, None for others.
+
+    What all logits share, softmax cannot see: it speaks for no class. Where classes have no weights of their own their
+    mean cannot be taken away.
+    """
+    return None if graph.head is None else "mean"
 
 
 def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | None) -> Tensor:

@@ -57,7 +57,8 @@ class _Column:
 
 
 def _of_methods(request: Request, batch: Batch, recording: fixcore.Recording, target: Tensor) -> list[_Column]:
-    fixations = fixcore.backtrack(recording, target, rules="finer")
+    contrast = fixcore.usual_contrast(recording.graph)
+    fixations = fixcore.backtrack(recording, target, rules="finer", contrast=contrast)
     activity = fixcore.activity_maps(recording)
     masks = fixcore.saliency_masks(fixations, activity=activity, pictures=batch.images)
     columns = [
@@ -73,10 +74,12 @@ def _of_methods(request: Request, batch: Batch, recording: fixcore.Recording, ta
 
 
 def _of_layers(recording: fixcore.Recording, target: Tensor, layers: Sequence[str]) -> list[_Column]:
+    contrast = fixcore.usual_contrast(recording.graph)
     columns = [
-        _Column(layer, points=fixcore.backtrack(recording, target, rules="finer", stop_at=layer)) for layer in layers
+        _Column(layer, points=fixcore.backtrack(recording, target, rules="finer", contrast=contrast, stop_at=layer))
+        for layer in layers
     ]
-    fixations = fixcore.backtrack(recording, target, rules="finer")
+    fixations = fixcore.backtrack(recording, target, rules="finer", contrast=contrast)
     return [*columns, _Column("pixels", points=fixations, boxes=fixcore.evidence_boxes(fixations))]
 
 

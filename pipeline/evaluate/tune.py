@@ -44,7 +44,8 @@ def tune(request: Request) -> list[Table]:
             target = torch.tensor([ids[str(image.label)] for image in batch.shown], device=recording.logits.device)
             truths = batch.boxes_of([image.label for image in batch.shown])
         known = ~truths[:, :, 0].isnan().all(1)
-        fixations = fixcore.backtrack(recording, target, rules="finer")
+        contrast = fixcore.usual_contrast(recording.graph)
+        fixations = fixcore.backtrack(recording, target, rules="finer", contrast=contrast)
         for name, draw in rules.items():
             found[name].append(best_iou(draw(fixations).cpu(), truths)[known])
         request.advance(len(batch.shown))

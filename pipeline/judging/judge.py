@@ -85,7 +85,7 @@ class Verdict:
         if self.head is not None:
             start = fixcore.Start(row, target, self.head[row, target])
             return fixcore.backtrack(self.recording, start, rules=self.rules)
-        contrast: Literal["mean"] | None = None if self.recording.graph.head is None else "mean"
+        contrast = fixcore.usual_contrast(self.recording.graph)
         return fixcore.backtrack(self.recording, fixcore.Start(row, target), rules=self.rules, contrast=contrast)
 
     def activity(self) -> Tensor:

@@ -268,6 +268,29 @@ def test_wrong_targets_are_named(images: Tensor, name: str) -> None:
             METHODS[name].explain(graph, images, wrong)
 
 
+@pytest.mark.parametrize("name", ["fixations", "mass"])
+def test_what_all_classes_share_is_no_evidence_for_one(images: Tensor, name: str) -> None:
+    """Softmax does not see it, so a method that is measured must not either: no more than an audit does."""
+    shifted = Small()
+    with torch.no_grad():
+        shifted.head.weight.add_(torch.linspace(1, 4, 6))
+    own, others = (fixcore.capture(model, images) for model in (Small(), shifted))
+    plain, again = (explain(METHODS[name], graph, images, TARGET) for graph in (own, others))
+    torch.testing.assert_close(again.maps, plain.maps, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(again.boxes, plain.boxes)
+    published = [METHODS["paper"].explain(graph, images, TARGET) for graph in (own, others)]
+    assert not torch.allclose(*published), "the shift matters where it is not taken away"
+
+
+def test_a_network_without_a_linear_end_has_nothing_to_set_a_class_against(images: Tensor) -> None:
+    ends_in_a_curve = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Tanh())
+    graph = fixcore.capture(ends_in_a_curve.eval(), images)
+    assert graph.head is None
+    assert fixcore.usual_contrast(graph) is None
+    assert fixcore.usual_contrast(fixcore.capture(Small(), images)) == "mean"
+    assert bool(explain(METHODS["fixations"], graph, images, TARGET).maps.amax((1, 2)).gt(0).all())
+
+
 def test_what_cannot_be_done_says_so(images: Tensor) -> None:
     flat = fixcore.capture(nn.Sequential(nn.Flatten(), nn.Linear(432, 4)).eval(), images)
     with pytest.raises(CaptureError, match="class map"):
