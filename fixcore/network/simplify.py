@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
     _skip_idle(graph)
+    _read_as_it_lies(graph)
     _view_any_layout(graph)
     graph.eliminate_dead_code()
     for node in [node for node in constants if not node.users]:
@@ -184,6 +186,42 @@ def _skip_idle(graph: fx.Graph) -> None:
             _take_modules(source, node)
             node.replace_all_uses_with(source)
             graph.erase_node(node)
+
+
+def _read_as_it_lies(graph: fx.Graph) -> None:
+    """Let linear layers read tokens before images and tokens change places, and move their outputs instead.
+
+    torch multiplies what does not lie row by row one image at a time, each with a copy of the weight; attention that
+    takes images first and computes with tokens first (`nn.MultiheadAttention`) is written so.
+    """
+    for node in list(graph.nodes):
+        if node.target is not aten.linear.default:
+            continue
+        named = arguments_by_name(node)
+        order = _order(named["input"])
+        if order is None or order[-1] != len(order) - 1:
+            continue
+        source, seen = named["input"].all_input_nodes[0], node.meta["seen"]
+        if source.meta["seen"].shape[0] is not None:  # images come first where tokens are told apart (see `tokens`)
+            continue
+        with graph.inserting_before(node):
+            linear = graph.call_function(node.target, (source, *list(named.values())[1:]))
+        extents = (*source.meta["seen"].shape[:-1], seen.shape[-1])
+        linear.meta = {**node.meta, "seen": replace(seen, shape=extents)}
+        node.target, node.args, node.kwargs = aten.permute.default, (linear, order), {}
+
+
+def _order(node: fx.Node) -> list[int] | None:
+    """Return which dimension of its input each of a node's is, for one that only moves dimensions; None for others."""
+    if node.target not in (aten.transpose.int, aten.permute.default):
+        return None
+    named = arguments_by_name(node)
+    order = list(range(len(node.meta["seen"].shape)))
+    if node.target is aten.permute.default:
+        return [order[dim] for dim in named["dims"]]
+    one, other = named["dim0"], named["dim1"]
+    order[one], order[other] = order[other], order[one]
+    return order
 
 
 def _view_any_layout(graph: fx.Graph) -> None:

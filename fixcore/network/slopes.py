@@ -97,6 +97,8 @@ def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: T
     `sources` are those that `followed` names; all tensors are float32, of the shapes that were recorded.
     """
     operation, named, values = node.target, recording.graph.arguments[node], recording.values
+    if operation is aten.add.Tensor and _adds_alike(recording, named, sources, above):
+        return [(source, above) for source in sources]
     if operation in _LINEAR:
         return _by_slope(recording, node, sources, above)
     (source, *_) = sources
@@ -133,6 +135,12 @@ def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: T
             own = other.transpose(-1, -2) @ above
         found.append((source, _summed(own, recording.shapes[source]) / len(sources)))
     return found
+
+
+def _adds_alike(recording: Recording, named: Mapping[str, Any], sources: list[fx.Node], above: Tensor) -> bool:
+    """Whether a sum passes on to each source what it was given: none is scaled, repeated, or added to itself."""
+    alike = all(recording.shapes[source] == above.shape for source in sources)
+    return alike and named["alpha"] == 1 and named["self"] is not named["other"]
 
 
 def _factors(named: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -196,9 +204,9 @@ def _behind_norm(values: Mapping[fx.Node, Any], named: Mapping[str, Any], above:
     """A layer norm whose statistics stand still: a scale, less the mean's part."""
     dims = tuple(range(-len(named["normalized_shape"]), 0))
     *_, scale = torch.native_layer_norm(values[named["input"]], named["normalized_shape"], None, None, named["eps"])
-    pull = above if named["weight"] is None else above * values[named["weight"]].float()
-    pull = pull * scale.float()
-    return pull - pull.mean(dims, keepdim=True)
+    pull = above * (scale.float() if named["weight"] is None else values[named["weight"]].float())
+    pull = pull if named["weight"] is None else pull.mul_(scale.float())
+    return pull.sub_(pull.mean(dims, keepdim=True))
 
 
 def _behind_activation(recording: Recording, node: fx.Node, source: fx.Node, above: Tensor) -> Tensor:
@@ -210,7 +218,9 @@ def _behind_activation(recording: Recording, node: fx.Node, source: fx.Node, abo
         others = {**values, source: value.new_zeros(())}
         lift = operation(**fx.node.map_arg(named, others.__getitem__))
         share = share - lift if bool(lift != 0) else share
-    return (above * share).div_(value.float()).masked_fill_(value == 0, 0.0)
+    own = share.data_ptr() != value.data_ptr()  # not what was recorded, which some operations hand through
+    share = share.mul_(above) if own else share * above
+    return share.div_(value.float()).masked_fill_(value == 0, 0.0)
 
 
 def _behind_attention(recording: Recording, named: Mapping[str, Any], above: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 import fixcore
 
+aten = torch.ops.aten
+
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 TARGET = torch.tensor([0, 1, 2])
 
@@ -214,6 +216,19 @@ class Attends(nn.Module):
         return self.shrink(functional.gelu(self.grow(tokens))).mean(1)
 
 
+class TokensFirst(nn.Module):
+    """Linear layers on tokens, which come first there, as in nn.MultiheadAttention; moved by `moves` and back."""
+
+    def __init__(self, moves: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.moves, self.grow, self.shrink = moves, nn.Linear(8, 16), nn.Linear(16, 8, bias=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        tokens = values.flatten(2).transpose(1, 2)
+        grown = functional.gelu(self.grow(self.moves(tokens)))
+        return tokens + self.moves(self.shrink(grown))
+
+
 class LastNorm(nn.LayerNorm):
     """Layer norm over the channels of a map, as in ConvNeXt."""
 
@@ -301,6 +316,27 @@ def test_activations_that_are_read_by_their_strides_are_refused(view: Callable[[
 def test_strides_that_change_nothing_are_followed() -> None:
     view = Does(lambda x: torch.as_strided(x.mean((1, 2, 3)), (x.shape[0],), (1,))[:, None])
     assert len(traced(network(view))) == len(IMAGES)
+
+
+@pytest.mark.parametrize("moves", [lambda x: x.transpose(0, 1), lambda x: x.permute(-2, 0, -1)])
+def test_linear_layers_read_tokens_as_they_lie(moves: Callable[[Tensor], Tensor]) -> None:
+    """What is moved is their output; torch would multiply what was moved one image at a time."""
+    model, otherwise = network(TokensFirst(moves)), network(TokensFirst(lambda x: x))
+    otherwise.load_state_dict(model.state_dict())
+    one, other = traced(model), traced(otherwise)
+    assert torch.equal(torch.stack([one.row, one.col]), torch.stack([other.row, other.col]))
+    torch.testing.assert_close(one.mass, other.mass)
+    graph = fixcore.capture(model, IMAGES)
+    recording = graph.record(IMAGES)
+    outputs: dict[str, Tensor] = {}
+    for name in ("0.2.grow", "0.2.shrink"):
+        model.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output}))
+    model(IMAGES)
+    for name, output in outputs.items():
+        assert recording.shapes[graph.layer(name)] == output.shape
+    grow = next(node for node in graph.nodes if node.target is aten.linear.default)
+    assert grow.all_input_nodes[0].meta["seen"].shape[0] is None
+    assert recording.shapes[grow][0] == len(IMAGES)
 
 
 class Pooled(nn.Module):
