@@ -1,7 +1,8 @@
 """The order of work of a forward pass: what is run for each node, and when its inputs can go.
 
 What is run is the node's own operation or, where it takes less time, one that gives the same: pools, concatenations
-and the ReLUs before them in one pass, convolutions with a weight that was laid out beforehand.
+and the ReLUs before them in one pass, convolutions with a weight that was laid out beforehand, softmaxes whose smallest
+shares are none.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fixcore.compiled.concatenation import concatenated
 from fixcore.compiled.pooling import max_pool
 from fixcore.compiled.threads import is_compiled_for
 from fixcore.network.packed import can_be_packed, packed_convolution
+from fixcore.network.shares import softmax
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.window import POOLING_SIZES, pooling_window
 
@@ -98,6 +100,8 @@ def _operation(node: fx.Node, named: Mapping[str, Any]) -> Operation:
         return _maximum_pool(node, named)
     if node.target in CONVOLUTIONS and can_be_packed(named):
         return packed_convolution(node.target, named)
+    if node.target is aten.softmax.int:
+        return softmax
     if not node.meta["rectifies"]:
         return node.target
     return _concatenation(named["tensors"]) if node.target is aten.cat.default else _as_it_is

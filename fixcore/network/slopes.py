@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx
 
+from fixcore.network.shares import softmax
 from fixcore.rules.attention import looked_at
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import LIFTED, PASSES, SCALES, SOFTMAX, factors
@@ -133,7 +134,8 @@ def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: T
             own = above @ other.transpose(-1, -2)
         else:
             own = other.transpose(-1, -2) @ above
-        found.append((source, _summed(own, recording.shapes[source]) / len(sources)))
+        own = _summed(own, recording.shapes[source])
+        found.append((source, own if len(sources) == 1 else own / len(sources)))
     return found
 
 
@@ -243,6 +245,6 @@ def _behind_attention(recording: Recording, named: Mapping[str, Any], above: Ten
             score = score.masked_fill(later, -torch.inf)
         if mask is not None:
             score = score.masked_fill(~mask[part], -torch.inf) if mask.dtype == torch.bool else score + mask[part]
-        found.append(score.softmax(-1).transpose(-1, -2) @ above[part])
+        found.append(softmax(score, -1).transpose(-1, -2) @ above[part])
     pull = torch.cat(found)
     return pull.view(*shape[:-2], repeats, *shape[-2:]).sum(-3) if repeats > 1 else pull
