@@ -20,7 +20,7 @@ from fixcore.network.shares import softmax
 from fixcore.rules.attention import looked_at
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import LIFTED, PASSES, SCALES, SOFTMAX, factors
-from fixcore.rules.layout import LAYOUT
+from fixcore.rules.layout import LAYOUT, RESHAPES, VIEWS
 from fixcore.structure import Seen
 from fixcore.window import POOLING_SIZES
 
@@ -43,6 +43,8 @@ _LINEAR = LAYOUT.union(SCALES).difference({aten.grid_sampler_2d.default}) | {
     aten.dropout.default,
 }
 """Operations whose output changes alike with each input, whatever the inputs are."""
+_MOVES = (*RESHAPES, *VIEWS, aten.clone.default, aten.dropout.default)
+"""Those of them that take or move elements, the same ones of every image."""
 _ACTIVATIONS = frozenset(PASSES).difference(_LINEAR, SOFTMAX)
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SCORES = 1 << 24
@@ -92,10 +94,13 @@ def _held(node: fx.Node) -> int:
     return math.prod(extent for extent in node.meta["seen"].shape if extent is not None)
 
 
-def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: Tensor) -> Passed:
+def passed(
+    recording: Recording, node: fx.Node, sources: list[fx.Node], above: Tensor, part: slice = slice(None)
+) -> Passed:
     """Return what one more of each element of `sources` would add, by what one more of the output's would, `above`.
 
-    `sources` are those that `followed` names; all tensors are float32, of the shapes that were recorded.
+    `sources` are those that `followed` names; all tensors are float32, of the shapes that were recorded. Of a linear
+    layer's output `above` is 0 but for `part` of the features.
     """
     operation, named, values = node.target, recording.graph.arguments[node], recording.values
     if operation is aten.add.Tensor and _adds_alike(recording, named, sources, above):
@@ -110,8 +115,8 @@ def passed(recording: Recording, node: fx.Node, sources: list[fx.Node], above: T
     if operation is aten.max_pool2d.default:
         return [(source, _behind_maximum(recording, node, source, above))]
     if operation is aten.linear.default:
-        weight = values[named["weight"]]
-        return [(source, (above.to(weight.dtype) @ weight).float())]
+        weight = values[named["weight"]][part]
+        return [(source, (above[..., part].to(weight.dtype) @ weight).float())]
     if operation is aten.layer_norm.default:
         return [(source, _behind_norm(values, named, above))]
     if operation is aten.batch_norm.default:
@@ -143,6 +148,22 @@ def _adds_alike(recording: Recording, named: Mapping[str, Any], sources: list[fx
     """Whether a sum passes on to each source what it was given: none is scaled, repeated, or added to itself."""
     alike = all(recording.shapes[source] == above.shape for source in sources)
     return alike and named["alpha"] == 1 and named["self"] is not named["other"]
+
+
+def reached(
+    recording: Recording, node: fx.Node, sources: list[fx.Node], above: Tensor | None
+) -> list[tuple[fx.Node, Tensor | None]]:
+    """Return which elements of `sources` evidence comes to at all, by which of the output's it does, `above`.
+
+    Bool, of the shapes that were recorded; None where it may be all of them.
+    """
+    shapes = recording.shapes
+    takes = any(shapes[source].numel() > shapes[node].numel() for source in sources)
+    if node.target not in _MOVES or (above is None and not takes):
+        return [(source, None) for source in sources]
+    every = torch.ones((), device=recording.logits.device).expand(shapes[node])
+    marked = _by_slope(recording, node, sources, every if above is None else above.float())
+    return [(source, own != 0) for source, own in marked]
 
 
 def _factors(named: Mapping[str, Any]) -> tuple[Any, Any]:

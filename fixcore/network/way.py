@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from fixcore.network.class_map import class_map_points
-from fixcore.network.slopes import followed, passed
+from fixcore.network.slopes import followed, passed, reached
 from fixcore.points import Points, is_vector
 from fixcore.rules.attention import looked_at
 from fixcore.rules.elementwise import SOFTMAX
@@ -37,6 +37,8 @@ class Way:
     end: fx.Node
     steps: tuple[Step, ...]
     """From `begin` back to before `end`."""
+    parts: dict[fx.Node, slice] = field(default_factory=dict)
+    """Of each step the features of its output that evidence comes to; known from the first recording on."""
 
     def kept(self, arguments: Mapping[fx.Node, Mapping[str, Any]]) -> Iterator[fx.Node]:
         """Yield what is read on the way, and its end."""
@@ -92,11 +94,30 @@ def pulled(recording: Recording, way: Way, pull: Tensor) -> Tensor:
     Both float32, of the shapes that were recorded.
     """
     with torch.inference_mode(False), torch.no_grad():
+        if not way.parts:
+            way.parts.update(_parts(recording, way))
         waiting = {way.begin: pull.clone()}
         for node, sources in way.steps:
-            for source, own in passed(recording, node, sources, waiting.pop(node)):
+            for source, own in passed(recording, node, sources, waiting.pop(node), way.parts[node]):
                 waiting[source] = waiting[source] + own if source in waiting else own
     return waiting[way.end]
+
+
+def _parts(recording: Recording, way: Way) -> Iterator[tuple[fx.Node, slice]]:
+    """Yield of each step the features of its output that evidence comes to, where it is a linear layer.
+
+    Where one layer makes queries, keys and values, these are the values: the same ones whatever the images are.
+    """
+    waiting: dict[fx.Node, Tensor | None] = {way.begin: None}
+    for node, sources in way.steps:
+        above, part = waiting.pop(node), slice(None)
+        if above is not None and node.target is aten.linear.default:
+            features = above.reshape(-1, above.shape[-1]).any(0).nonzero()
+            part = slice(int(features.min()), int(features.max()) + 1) if len(features) else part
+        yield node, part
+        for source, own in reached(recording, node, sources, above):
+            other = waiting.get(source, own)
+            waiting[source] = None if own is None or other is None else own | other
 
 
 def told_points(

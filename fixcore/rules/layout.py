@@ -21,8 +21,8 @@ _LINEAR, _NEAREST = 0, 1
 _BORDER = 1
 """What lies outside a map that a grid reads: its nearest cell."""
 
-_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
-_VIEWS = (
+RESHAPES = (aten.view.default, aten._unsafe_view.default, aten.reshape.default, aten.flatten.using_ints)
+VIEWS = (
     aten.permute.default,
     aten.transpose.int,
     aten.t.default,
@@ -54,19 +54,19 @@ _COPIES = (
 PADS = frozenset({aten.pad.default, aten.constant_pad_nd.default})
 _RESIZES = (aten.upsample_nearest2d.vec, aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.vec)
 LAYOUT = frozenset({
-    *_RESHAPES, *_VIEWS, *_COPIES, *PADS, *_RESIZES, aten.cat.default, aten.stack.default,
+    *RESHAPES, *VIEWS, *_COPIES, *PADS, *_RESIZES, aten.cat.default, aten.stack.default,
     aten.slice_scatter.default, aten.select_scatter.default, aten.im2col.default, aten.grid_sampler_2d.default,
 })  # fmt: skip
 """Operations whose rules look up where an element was read from, and choose nothing."""
 
 
-@rule(*_RESHAPES)
+@rule(*RESHAPES)
 def same_order(visit: Visit, points: Points) -> Flow:
     """Reshape: the row-major position stays. Mass: kept whole."""
     return [(visit.source("self"), points)]
 
 
-@rule(*_VIEWS)
+@rule(*VIEWS)
 def strided_view(visit: Visit, points: Points) -> Flow:
     """View: strides and offset of the same view of a row-major tensor say where each element lies. Mass: kept whole."""
     source = visit.source("self")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -35,6 +35,56 @@ class Looking(nn.Module):
             for part, count in ((self.query, self.heads), (self.key, self.shared), (self.value, self.shared))
         )
         return x + self.scale * self.out(self.look(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Packed(nn.Module):
+    """Attention whose queries, keys and values one linear layer makes, taken apart by `parts`."""
+
+    def __init__(self, parts: Callable[[Tensor], Sequence[Tensor]]) -> None:
+        super().__init__()
+        self.parts, self.norm = parts, nn.LayerNorm(8)
+        self.query_key_value, self.out = nn.Linear(8, 24), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.parts(self.query_key_value(self.norm(x)))
+        return x + self.out(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
+
+
+class Attending(nn.Module):
+    """torch's own attention, whose linear layers read tokens first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.look = nn.LayerNorm(8), nn.MultiheadAttention(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).transpose(0, 1)
+        return x + self.look(tokens, tokens, tokens, need_weights=False)[0].transpose(0, 1)
+
+
+def chunks(packed: Tensor) -> list[Tensor]:
+    return [part.unflatten(-1, (2, 4)).transpose(1, 2) for part in packed.chunk(3, -1)]
+
+
+def permuted(packed: Tensor) -> Sequence[Tensor]:
+    """As in Swin and timm."""
+    return packed.reshape(packed.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def head_by_head(packed: Tensor) -> Sequence[Tensor]:
+    """Query, key and value of one head, then those of the other: the values do not lie together."""
+    return packed.unflatten(-1, (2, 12)).transpose(1, 2).split([4, 4, 4], -1)
+
+
+def values_are_queries(packed: Tensor) -> list[Tensor]:
+    query, key, _ = permuted(packed)
+    return [query, key, query]
+
+
+def value_and_all(packed: Tensor) -> list[Tensor]:
+    """What is looked at is the values, and all that was made, added up."""
+    query, key, value = permuted(packed)
+    return [query, key, value + packed.unflatten(-1, (3, 2, 4)).sum(2).transpose(1, 2)]
 
 
 class Gated(nn.Module):
@@ -158,6 +208,12 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "shared keys and values": lambda: Encoder(Looking(fused(enable_gqa=True), heads=4, shared=2)),
     "talking heads": lambda: Encoder(Looking(TalkingHeads()), Looking(TalkingHeads())),
     "batch norm of tokens": lambda: Encoder(Looking(fused()), Normed()),
+    "packed, by chunks": lambda: Encoder(Packed(chunks), Packed(chunks)),
+    "packed, permuted": lambda: Encoder(Packed(permuted), Packed(permuted)),
+    "packed, head by head": lambda: Encoder(Packed(head_by_head), Packed(head_by_head)),
+    "packed, values are queries": lambda: Encoder(Packed(values_are_queries)),
+    "packed, all of it read": lambda: Encoder(Packed(value_and_all)),
+    "packed by torch": lambda: Encoder(Attending(), Attending()),
     "mixer": lambda: Encoder(Mixing(), Gated(), Mixing(), learned=0, read="mean"),
     "behind convolutions": lambda: Encoder(Looking(fused()), stem=True),
 }  # fmt: skip
@@ -191,6 +247,37 @@ def test_places_have_what_they_add_through_all_layers(name: str) -> None:
             for (channel, row, col), share in above_mean(moved[image]).items()
         }
         assert found == pytest.approx(expected, rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("packed, by chunks", slice(16, 24)),
+        ("packed, permuted", slice(16, 24)),
+        ("packed by torch", slice(16, 24)),
+        ("packed, head by head", slice(8, 24)),
+        ("packed, values are queries", slice(0, 8)),
+        ("packed, all of it read", slice(None)),
+    ],
+)
+def test_of_packed_projections_the_values_alone_are_followed(name: str, expected: slice) -> None:
+    """For any number of images, in the batch that came first and in others."""
+    images = torch.randn(4, 2, 6, 8)
+    graph = fixcore.capture(made(name), images[:2])
+    fixcore.backtrack(graph.record(images[:1]), torch.tensor([0]))
+    assert graph.tokens is not None
+    packed = [
+        graph.tokens.parts[node]
+        for node, _ in graph.tokens.steps
+        if node.target is aten.linear.default and node.meta["seen"].shape[-1] == 24
+    ]
+    assert packed
+    assert set(map(str, packed)) == {str(expected)}
+    target = torch.tensor([0, 1, 2, 0])
+    again = fixcore.backtrack(fixcore.capture(made(name), images).record(images), target)
+    later = fixcore.backtrack(graph.record(images), target)
+    for what in ("row", "col", "mass"):
+        assert torch.equal(getattr(again, what), getattr(later, what))
 
 
 def test_targets_in_any_order_are_explained_as_alone() -> None:
