@@ -20,7 +20,7 @@ from pipeline.errors import ModelError
 from pipeline.geometry import InputSpec
 from pipeline.judging.halves import log_odds
 from pipeline.judging.probe import Heads
-from pipeline.judging.train import TrainPlan, load_fold_network
+from pipeline.judging.train import TrainPlan, learned_mirrored, load_fold_network
 from pipeline.models.graphcache import GraphCache, default_folder
 from pipeline.models.loading import load_model
 
@@ -107,6 +107,9 @@ class Judge:
         self._mean = torch.tensor(plan.input.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(plan.input.std, device=self.device).view(1, 3, 1, 1)
         self.graphs = self._build_graphs()
+        self._mirrored = {  # networks that learned from mirror images judge those, too
+            graph for graph, path in zip(self.graphs, plan.fold_weights, strict=False) if learned_mirrored(Path(path))
+        }
         self.heads = Heads.load(Path(plan.heads)) if plan.predict == "probe" and plan.heads else None
         if self.heads is not None:
             self._weight = torch.from_numpy(self.heads.weight).to(self.device)
@@ -129,31 +132,44 @@ class Judge:
         """Judge uint8 images (n, 3, S, S), each by the fold that never saw it; one verdict per network needed."""
         for graph, rows in self._assigned(folds):
             chosen = images[torch.from_numpy(rows).to(self.device)] if len(rows) < len(images) else images
-            recording = graph.record(self.normalised(chosen))
+            seen = self.normalised(chosen)
+            recording = graph.record(seen)
             logits, head = self._logits(recording.logits, recording, folds[rows])
-            probs = logits.float().softmax(1).cpu()
+            probs = self._probabilities(graph, seen, logits)
             yield Verdict(rows, chosen, probs, recording, head, "finer" if self.plan.finer else "mass")
 
     def probabilities(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
         """Return the probabilities alone, float32 (n, K) on the CPU, for a second look at no further cost."""
-        return self._looked_at(images, folds).softmax(1)
+        found = torch.empty(len(images), len(self.plan.class_names))
+        for graph, rows, seen, logits in self._looks(images, folds):
+            found[rows] = self._probabilities(graph, seen, logits)
+        return found
 
     def log_odds(self, images: Tensor, folds: NDArray[np.int16], classes: Tensor) -> Tensor:
         """Return the log-odds of each image's own classes (n, C), in nats, float32 (n, C) on the CPU."""
-        return log_odds(self._looked_at(images, folds), classes)
-
-    def _looked_at(self, images: Tensor, folds: NDArray[np.int16]) -> Tensor:
-        """Logits without a recording, float32 (n, K) on the CPU."""
         found = torch.empty(len(images), len(self.plan.class_names))
+        for _, rows, _, logits in self._looks(images, folds):
+            found[rows] = logits.float().cpu()
+        return log_odds(found, classes)
+
+    def _looks(
+        self, images: Tensor, folds: NDArray[np.int16]
+    ) -> Iterator[tuple[fixcore.Graph, Tensor, Tensor, Tensor]]:
+        """Each network, its rows, what it sees of them, and its logits, without a recording."""
         for graph, rows in self._assigned(folds):
             own = torch.from_numpy(rows)
-            chosen = self.normalised(images[own.to(self.device)])
+            seen = self.normalised(images[own.to(self.device)])
             if self.heads is None:
-                logits = graph.classify(chosen)
+                yield graph, own, seen, graph.classify(seen)
             else:
-                logits = self._head_logits(graph.embed(chosen).float(), folds[rows])
-            found[own] = logits.float().cpu()
-        return found
+                yield graph, own, seen, self._head_logits(graph.embed(seen).float(), folds[rows])
+
+    def _probabilities(self, graph: fixcore.Graph, seen: Tensor, logits: Tensor) -> Tensor:
+        """Return float32 (n, K) on the CPU: the softmax, or its mean with that of the mirror images."""
+        probs = logits.float().softmax(1)
+        if graph in self._mirrored:
+            probs = (probs + graph.classify(seen.flip(3)).float().softmax(1)) / 2
+        return probs.cpu()
 
     def _logits(
         self, own: Tensor, recording: fixcore.Recording, folds: NDArray[np.int16]

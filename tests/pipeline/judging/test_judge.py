@@ -1,15 +1,19 @@
-"""What a verdict explains: each class set against the mean of all, as the comparison of two classes needs."""
+"""What a judge sees, and what its verdict explains: each class set against the mean of all."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import fixcore
-from pipeline.judging.judge import Verdict
+from pipeline.geometry import InputSpec
+from pipeline.judging import train
+from pipeline.judging.judge import Judge, JudgePlan, Verdict
 
 
 def test_a_class_is_set_against_the_mean_of_all() -> None:
@@ -41,3 +45,39 @@ def test_evidence_is_finer_than_a_last_map_of_few_places_unless_that_is_not_want
     assert head is not None
     probed = replace(verdict, head=(head.weight - head.weight.mean(0)).expand(2, -1, -1))
     assert torch.equal(probed.explain(rows, target).mass, verdict.explain(rows, target).mass)
+
+
+def test_networks_that_learned_from_mirror_images_judge_those_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(0)
+    pixels, labels = draw.integers(0, 256, (64, 32, 32, 3), dtype=np.uint8), np.arange(64) % 2
+    folds, spec = (np.arange(64) // 2 % 2).astype(np.int16), InputSpec(size=32, fit="squash")
+    files = [tmp_path / f"{fold}.safetensors" for fold in (0, 1)]
+    plan = train.TrainPlan(class_count=2, input=spec, epochs=8)
+    for fold, harmless in enumerate((True, False)):
+        monkeypatch.setattr(train, "mirroring_is_harmless", lambda *_, found=harmless: found)
+        train.train_fold(pixels, labels, folds, fold, usable=np.ones(64, bool), plan=plan, out=files[fold])
+        assert train.learned_mirrored(files[fold]) == harmless
+    judge = Judge(
+        JudgePlan(
+            predict="train",
+            class_names=("a", "b"),
+            input=spec,
+            train=plan,
+            fold_weights=tuple(str(path) for path in files),
+        )
+    )
+    images = judge.images(pixels)
+    seen, own = judge.normalised(images), torch.from_numpy(folds) == 0
+    first, second = (train.load_fold_network(plan, path) for path in files)
+    expected = torch.empty(64, 2)
+    with torch.no_grad():
+        expected[own] = (first(seen[own]).softmax(1) + first(seen[own].flip(3)).softmax(1)) / 2
+        expected[~own] = second(seen[~own]).softmax(1)
+        assert (first(seen[own]).softmax(1) - expected[own]).abs().max() > 1e-3
+    found = torch.empty(64, 2)
+    for verdict in judge.judge(images, folds):
+        found[torch.from_numpy(verdict.image)] = verdict.probs
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(judge.probabilities(images, folds), expected, rtol=1e-4, atol=1e-5)

@@ -112,7 +112,7 @@ def test_mirror_images_are_used_only_where_they_keep_their_label(tmp_path, monke
         return batch
 
     monkeypatch.setattr(train, "vary", spy)
-    network = trained(tmp_path, pixels, labels, folds, epochs=8)
+    network = trained(tmp_path, pixels, labels, folds, epochs=16)
     assert set(asked[:10]) == {False}
     assert set(asked[-10:]) == {mirrors}
     assert np.mean(classify(network, pixels[folds == 0]) == labels[folds == 0]) > 0.95
@@ -198,7 +198,7 @@ def test_plans_are_checked():
 
 def test_epochs_fall_with_the_number_of_images():
     chosen = [train._epochs(count, plan()) for count in (1, 200, 1500, 12_000, 10**6)]
-    assert chosen == [60, 27, 14, 7, 3]
+    assert chosen == [60, 55, 28, 14, 3]
     assert train._epochs(1500, plan(model="torchvision:resnet18")) == 7
 
 
