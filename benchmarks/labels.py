@@ -31,15 +31,15 @@ from cleanlab.rank import get_label_quality_scores
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.decomposition import PCA
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.labels.label_errors import LabelAudit, find_label_errors, judge_labels
+from benchmarks import ambiguity
+from pipeline.labels.label_errors import LabelAudit, find_label_errors
 from pipeline.labels.verdicts import UNSEEN
 
 _DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -247,43 +247,6 @@ def summarise(which: str, outcomes: Sequence[Outcome]) -> None:
     print("  mean F1: " + ", ".join(f"{name} {value:.3f}" for name, value in mean.items()))
 
 
-def ambiguity(data: Path) -> None:
-    """Print how well the score tells the images that three annotators disagree on, and how well it could be told."""
-    path = data / "noise_probs" / "aggregate_resnet18.npz"
-    if not _there(path):
-        return
-    labels = np.load(data / "cifar10" / "cifar10n.npz")
-    given = np.stack([labels[f"random{one}"] for one in (1, 2, 3)])
-    differ = (given != given[0]).any(axis=0)
-    print(f"annotators disagree on {differ.mean():.1%} of CIFAR-10N's images; AUROC for it:")
-    for name in ("aggregate_resnet18", "synthetic20_resnet18"):
-        arrays = np.load(data / "noise_probs" / f"{name}.npz")
-        probs, label = arrays["pred_probs"].astype(np.float64), arrays["noisy_label"].astype(np.int64)
-        ranked = np.sort(probs, axis=1)
-        own = probs[np.arange(len(label)), label]
-        inputs = np.concatenate([probs, ranked, own[:, None], label[:, None]], axis=1)
-        # What could be learned from the very answers, if they were known for most of the images.
-        taught = cross_val_predict(HistGradientBoostingClassifier(), inputs, differ, cv=3, method="predict_proba")[:, 1]
-        scores = {
-            "ambiguity_score": -judge_labels(probs, label, np.ones(probs.shape[1])).agreement,
-            "the most probable class's lead": ranked[:, -2] - ranked[:, -1],
-            "the given label's probability": -own,
-            "gradient boosting on all of these, taught by the annotators' disagreement": taught,
-        }
-        print(f"{name}: " + "; ".join(f"{what} {roc_auc_score(differ, one):.3f}" for what, one in scores.items()))
-    wrong = given != labels["clean"]
-    rate = wrong.mean()
-    both = np.mean([(wrong[a] & wrong[b]).mean() for a, b in ((0, 1), (0, 2), (1, 2))])
-    weight = rate * (1 - rate) / (both - rate**2) - 1
-    rng = np.random.default_rng(0)
-    rates = rng.beta(rate * weight, (1 - rate) * weight, 400_000)
-    ideal = roc_auc_score((rng.random((3, len(rates))) < rates).any(axis=0), rates)
-    print(
-        f"each image's own rate of wrong answers, if it were known (Beta distribution with the mean {rate:.3f} and the "
-        f"agreement {both:.4f} of two annotators' mistakes): {ideal:.3f}"
-    )
-
-
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -316,7 +279,7 @@ def main() -> None:
         summarise("at least 10 errors", [one for one in outcomes if one.errors >= 10])
         for kind, endings in _KINDS.items():
             summarise(kind, [one for one in outcomes if one.name.endswith(endings)])
-    ambiguity(options.data)
+    ambiguity.main(options.data)
 
 
 def _planted(name: str, features: NDArray[Any], truth: NDArray[Any], model: Any) -> Iterator[Case]:

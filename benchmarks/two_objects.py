@@ -8,8 +8,8 @@ told rightly by the audit's rule (`pipeline.labels.apart`), which learns what is
 other images, that show one thing: by distance alone, and by both.
 
 `--photographs` asks the same of trained ImageNet networks: two photographs side by side, against the first two guesses
-at one photograph, which for every second one say what is usual. `--cifar` asks it of CIFAR-10 networks: two test images
-side by side, against the same two blended. About 3 minutes each.
+at one photograph, which for every second one say what is usual. `--cifar` asks it of CIFAR-10 networks, one of them
+learned by an audit's own training: two test images side by side, against the same two blended. 3 to 8 minutes each.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ import json
 import math
 import sys
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,11 @@ from benchmarks.digits import DIGIT, SIDE, corners_apart, fit_single, put, put_p
 from benchmarks.photographs import FOLDER, read_networks, read_photographs
 from jobs.machine import keep_freed_memory
 from pipeline.judging.halves import log_odds, swing
+from pipeline.judging.train import TrainPlan, load_fold_network, train_fold, training_input
 from pipeline.labels.apart import Usual
+
+_LEARNED = 8_000
+"""CIFAR-10 images that the audit's own small network learns."""
 
 CONTRASTS: tuple[Any, ...] = (None, "mean", "softmax", "runner_up")
 
@@ -175,11 +181,17 @@ def of_cifar(count: int, measure: str) -> Iterator[Found]:
     one, other = (torch.from_numpy(rng.permutation(len(labels))[:count]) for _ in range(2))
     differ = labels[one] != labels[other]
     both = torch.stack([labels[one], labels[other]], 1)[differ]
-    shown = resnet_cifar.preprocess(np.stack(pictures))
-    first, second = shown[one][differ], shown[other][differ]
-    apart, blended = torch.cat([first, second], 3), (first + second) / 2
-    for depth in (20, 56):
-        network = resnet_cifar.load(str(folder / f"resnet{depth}.pt"))
+    pixels = np.stack(pictures)
+    networks = [
+        *(
+            (f"ResNet-{depth}", resnet_cifar.load(str(folder / f"resnet{depth}.pt")), resnet_cifar.preprocess(pixels))
+            for depth in (20, 56)
+        ),
+        small_trained(folder, pixels),
+    ]
+    for name, network, shown in networks:
+        first, second = shown[one][differ], shown[other][differ]
+        apart, blended = torch.cat([first, second], 3), (first + second) / 2
         for contrast in CONTRASTS:
             found = []
             for images in (apart, blended):
@@ -187,7 +199,27 @@ def of_cifar(count: int, measure: str) -> Iterator[Found]:
                 parts = [slice(start, start + 100) for start in range(0, len(images), 100)]
                 found.append(torch.cat([measured(graph, images[at], both[at], contrast, measure) for at in parts], 1))
             usual = guessed(fixcore.capture(network, first[:2]), first, contrast, measure)
-            yield f"ResNet-{depth}, CIFAR-10", contrast, found[0], found[1], usual
+            yield f"{name}, CIFAR-10", contrast, found[0], found[1], usual
+
+
+def small_trained(folder: Path, pixels: NDArray[np.uint8]) -> tuple[str, nn.Module, Tensor]:
+    """Return the network that `--predict train` makes of images with people's labels, and `pixels` as it sees them."""
+    learned = np.empty((_LEARNED, 32, 32, 3), np.uint8)
+    with tarfile.open(folder / "train_jpeg.tar.gz") as tar:
+        for member in tar:
+            file = tar.extractfile(member)
+            if file is not None and int(member.name[-9:-4]) < _LEARNED:
+                learned[int(member.name[-9:-4])] = np.asarray(Image.open(file).convert("RGB"))
+    labels = np.load(folder / "cifar10n.npz")["aggregate"][:_LEARNED].astype(np.int64)
+    spec = training_input(np.array([32]), np.array([32]))
+    plan, nobody = TrainPlan(class_count=10, input=spec), np.zeros(_LEARNED, np.int16)
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "network.safetensors"
+        train_fold(learned, labels, nobody, -1, usable=np.ones(_LEARNED, bool), plan=plan, out=out)
+        network = load_fold_network(plan, out)
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (spec.mean, spec.std))
+    shown = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
+    return "the small network of `train`", network, shown
 
 
 def of_digits(seconds: float, count: int, measure: str) -> Iterator[Found]:
