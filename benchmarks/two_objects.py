@@ -212,10 +212,10 @@ def small_trained(folder: Path, pixels: NDArray[np.uint8]) -> tuple[str, nn.Modu
                 learned[int(member.name[-9:-4])] = np.asarray(Image.open(file).convert("RGB"))
     labels = np.load(folder / "cifar10n.npz")["aggregate"][:_LEARNED].astype(np.int64)
     spec = training_input(np.array([32]), np.array([32]))
-    plan, nobody = TrainPlan(class_count=10, input=spec), np.zeros(_LEARNED, np.int16)
+    plan, others = TrainPlan(class_count=10, input=spec), np.ones(_LEARNED, np.int16)
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "network.safetensors"
-        train_fold(learned, labels, nobody, -1, usable=np.ones(_LEARNED, bool), plan=plan, out=out)
+        train_fold(learned, labels, others, 0, usable=np.ones(_LEARNED, bool), plan=plan, out=out)
         network = load_fold_network(plan, out)
     mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (spec.mean, spec.std))
     shown = (torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255 - mean) / std
