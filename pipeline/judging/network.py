@@ -28,12 +28,12 @@ class _Residual(nn.Module):
 
 
 def small_network(class_count: int, size: int) -> nn.Module:
-    """Return an untrained network for (N, 3, `size`, `size`) inputs, with (N, `class_count`) logits; 0.45 M parameters.
+    """Return an untrained network for (N, 3, `size`, `size`) inputs, with (N, `class_count`) logits; 0.46 M parameters.
 
     It ends in a linear layer on a global average, so a class has a map: an eighth of `size` on each side (4 x 4 for 32
     pixels), a sixteenth from 56 pixels on. So few places say little of where; but it shrinks by max pooling, whose
-    winners tell CNN-Fixations where inside a cell the evidence lies, as strides would not, and rules="finer" asks the
-    map of twice or four times as many places a side. A map of 8 x 8 costs as much again and judges worse.
+    winners tell CNN-Fixations where inside a cell the evidence lies, as strides would not, and rules="finer" asks an
+    earlier map of two to four times as many places a side. With a last map of 8 x 8, at the same cost, it judges worse.
     """
     shrinking = [_convolution(3, 32), nn.MaxPool2d(2), _convolution(32, 64), nn.MaxPool2d(2)]
     if size >= _LARGE:
