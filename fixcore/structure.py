@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -53,6 +53,9 @@ class Structure:
     """Name of the placeholder of the images."""
     tensors: Mapping[str, str]
     """Names of the other placeholders, and of the parameters, buffers and constants that they stand for."""
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    """The constants that are single numbers, by name: such as code writes into a mask, which some versions of torch
+    lift out of the operations."""
 
 
 def structure_of(program: ExportedProgram) -> Structure:
@@ -75,7 +78,9 @@ def structure_of(program: ExportedProgram) -> Structure:
     if len(images) != 1:
         what = "no images" if not images else "more than one input; wrap it in a module that takes images only"
         raise CaptureError(f"the model takes {what}")
-    return Structure(graph, images[0], tensors)
+    constants = {name: program.constants.get(name) for name in tensors.values()}
+    numbers = {name: value for name, value in constants.items() if isinstance(value, Tensor) and value.dim() == 0}
+    return Structure(graph, images[0], tensors, numbers)
 
 
 def measures(dtype: torch.dtype) -> bool:
@@ -122,7 +127,11 @@ def to_json(structure: Structure) -> str:
         }
         for node in structure.graph.nodes
     ]
-    return json.dumps({"images": structure.images, "tensors": dict(structure.tensors), "nodes": nodes})
+    numbers = {
+        name: [value.item(), _written(value.dtype), _written(value.device)] for name, value in structure.numbers.items()
+    }
+    told = {"images": structure.images, "tensors": dict(structure.tensors), "numbers": numbers, "nodes": nodes}
+    return json.dumps(told)
 
 
 def from_json(text: str) -> Structure:
@@ -149,7 +158,11 @@ def from_json(text: str) -> Structure:
         }
         nodes[row["name"]] = node
     tensors = {nodes[name].name: str(target) for name, target in told["tensors"].items()}
-    return Structure(graph, nodes[told["images"]].name, tensors)
+    numbers = {
+        str(name): torch.tensor(value, dtype=_read(dtype, nodes), device=_read(device, nodes))
+        for name, (value, dtype, device) in told["numbers"].items()
+    }
+    return Structure(graph, nodes[told["images"]].name, tensors, numbers)
 
 
 def _seen(value: Any) -> Seen | tuple[Seen | None, ...] | None:

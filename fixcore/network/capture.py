@@ -20,7 +20,7 @@ from fixcore.network.graph import Graph
 from fixcore.network.simplify import simplify
 from fixcore.structure import Constants, Structure, from_json, structure_of, to_json
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the texts in a cache."""
 _HINTS = {
     "specialized": "its code fixes the number of images, as int(x.shape[0]) does; use x.shape[0] as it is",
@@ -54,7 +54,7 @@ def capture(
         if kept is not None:
             return kept
     structure, tensors = _structured(_exported(model, example))
-    if cache is not None and set(structure.tensors.values()) <= _own_tensors(model).keys():
+    if cache is not None and set(structure.tensors.values()) <= _own_tensors(model).keys() | structure.numbers.keys():
         with suppress(TypeError):  # it calls or holds what text cannot say
             cache[key] = to_json(structure)
     return _joined(structure, tensors)
@@ -74,7 +74,8 @@ def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     for model in models[1:]:
         own = _own_tensors(model)
         alike = repr(model) == repr(models[0]) and all(
-            name in own and own[name].shape == value.shape for name, value in first.items()
+            name in structure.numbers or (name in own and own[name].shape == value.shape)
+            for name, value in first.items()
         )
         graphs.append(_joined(structure, own) if alike else capture(model, example))
     return graphs
@@ -131,7 +132,8 @@ def _joined(structure: Structure, tensors: Mapping[str, Any]) -> Graph:
     copies: dict[torch.fx.Node, torch.fx.Node] = {}
     graph.output(graph.graph_copy(structure.graph, copies))
     by_name = {node.name: copies[node] for node in structure.graph.nodes if node.op == "placeholder"}
-    constants: Constants = {by_name[name]: tensors[target].detach() for name, target in structure.tensors.items()}
+    known = {**structure.numbers, **tensors}
+    constants: Constants = {by_name[name]: known[target].detach() for name, target in structure.tensors.items()}
     simplify(graph, constants)
     for node, value in constants.items():
         if value.dim() == 4:  # convolution weights: the layout in which windows are gathered and convolved fastest

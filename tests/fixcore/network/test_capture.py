@@ -66,6 +66,31 @@ def test_published_networks_can_be_kept(name, exports):
     assert torch.equal(first, again)
 
 
+class Numbers(Residual):
+    """Holds a number that is neither parameter nor buffer, and writes one into a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = torch.tensor(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = torch.ones(x.shape[2:])
+        mask[1:3] = 0.5
+        answer: Tensor = super().forward(x * self.scale * mask)
+        return answer
+
+
+def test_numbers_that_are_no_parameters_are_kept_too(exports):
+    networks, cache = [Numbers().eval() for _ in range(2)], {}
+    first, again = (fixcore.capture(networks[0], IMAGES, cache=cache) for _ in range(2))
+    assert len(exports) == len(cache) == 1
+    assert same(first, again)
+    torch.testing.assert_close(again.record(IMAGES).logits, networks[0](IMAGES))
+    _, other = fixcore.capture_all(networks, IMAGES)
+    assert len(exports) == 2  # for both together
+    torch.testing.assert_close(other.record(IMAGES).logits, networks[1](IMAGES))
+
+
 def test_other_weights_shapes_or_code_are_another_network(exports):
     cache: dict[str, str] = {}
     network = integer_network(Residual, 0)
