@@ -63,9 +63,10 @@ def capture(
 def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     """Return networks that were built alike, such as those of folds, as graphs; the export is made once.
 
-    As `capture` for each. Networks are alike that print alike (layers, strides, activations) and whose parameters and
-    buffers have the same names and shapes; where they are not, or hold tensors that are neither, each is exported for
-    itself. A choice that a network of the user's makes in `forward` and does not print must be the same in all.
+    As `capture` for each. Networks are alike that print alike (layers, strides, activations), hold the same numbers, and
+    whose parameters and buffers have the same names and shapes; where they are not, or hold tensors that are neither,
+    each is exported for itself. A choice that a network of the user's makes in `forward` and does not print must be the
+    same in all.
     """
     for model in models:
         _refuse_train_mode(model)
@@ -73,7 +74,7 @@ def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     graphs = [_joined(structure, first)]
     for model in models[1:]:
         own = _own_tensors(model)
-        alike = repr(model) == repr(models[0]) and all(
+        alike = (repr(model), _own_numbers(model)) == (repr(models[0]), _own_numbers(models[0])) and all(
             name in structure.numbers or (name in own and own[name].shape == value.shape)
             for name, value in first.items()
         )
@@ -148,6 +149,16 @@ def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def _own_numbers(model: nn.Module) -> list[tuple[str, str, float]]:
+    """Single numbers that modules hold beside parameters and buffers, which an export takes for constants."""
+    return [
+        (path, name, value.item() if isinstance(value, Tensor) else value)
+        for path, module in model.named_modules()
+        for name, value in sorted(vars(module).items())
+        if isinstance(value, bool | int | float) or (isinstance(value, Tensor) and value.dim() == 0)
+    ]
+
+
 def _key(model: nn.Module, example: Tensor) -> str:
     """Digest of all that the structure of a network may follow from."""
     digest = hashlib.sha256()
@@ -156,6 +167,7 @@ def _key(model: nn.Module, example: Tensor) -> str:
         yield from (_FORMAT, torch.__version__, tuple(example.shape[1:]), example.dtype, example.device.type)
         yield sorted(str(operation) for operation in FOLLOWED)
         yield repr(model)
+        yield _own_numbers(model)
         for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
             yield kind.__module__, kind.__qualname__
             with suppress(OSError, TypeError):  # built in a notebook or by exec: there is no source to read

@@ -89,6 +89,11 @@ def test_numbers_that_are_no_parameters_are_kept_too(exports):
     _, other = fixcore.capture_all(networks, IMAGES)
     assert len(exports) == 2  # for both together
     torch.testing.assert_close(other.record(IMAGES).logits, networks[1](IMAGES))
+    networks[1].load_state_dict(networks[0].state_dict())
+    networks[1].scale = torch.tensor(2.001)  # too little to be told by what they answer
+    for other in (fixcore.capture(networks[1], IMAGES, cache=cache), fixcore.capture_all(networks, IMAGES)[1]):
+        assert torch.equal(other.record(IMAGES).logits, fixcore.capture(networks[1], IMAGES).record(IMAGES).logits)
+    assert len(cache) == 2
 
 
 def test_other_weights_shapes_or_code_are_another_network(exports):
