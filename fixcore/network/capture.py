@@ -63,10 +63,10 @@ def capture(
 def capture_all(models: Sequence[nn.Module], example: Tensor) -> list[Graph]:
     """Return networks that were built alike, such as those of folds, as graphs; the export is made once.
 
-    As `capture` for each. Networks are alike that print alike (layers, strides, activations), hold the same numbers, and
-    whose parameters and buffers have the same names and shapes; where they are not, or hold tensors that are neither,
-    each is exported for itself. A choice that a network of the user's makes in `forward` and does not print must be the
-    same in all.
+    As `capture` for each. Networks are alike that print alike (layers, strides, activations), hold the same numbers,
+    and whose parameters and buffers have the same names and shapes; where they are not, or hold tensors that are
+    neither, each is exported for itself. A choice that a network of the user's makes in `forward` and does not print
+    must be the same in all.
     """
     for model in models:
         _refuse_train_mode(model)
