@@ -30,7 +30,7 @@ from fixcore.metrics import best_iou
 from fixcore.metrics.localization import HIT
 from pipeline.annotated import read_annotated
 from pipeline.evaluate import Request, evaluate
-from pipeline.evaluate.batches import Problems, batches
+from pipeline.evaluate.batches import Problems, asked_classes, batches
 from pipeline.evaluate.localize import PENALTIES, THRESHOLDS, coarse_max_sum_boxes
 from pipeline.evaluate.subject import load_subject
 
@@ -84,18 +84,13 @@ class Drawn:
 def by_setting(model: str, folder: Path, methods: str) -> Drawn:
     """Draw every method's boxes with every setting."""
     subject, dataset = load_subject(model), read_annotated(folder)
-    unlabelled = any(image.label is None for image in dataset.images)
-    ids = None if unlabelled else subject.class_ids(dataset.labels)
+    ids = asked_classes(subject, dataset)
     chosen = find_methods(methods.split(","))
     hits: list[Tensor] = []
     sizes: list[Tensor] = []
     objects: list[Tensor] = []
     for batch in batches(subject, dataset, 50, Problems()):
-        if ids is None:
-            label, truths = subject.graph.classify(batch.images).argmax(1), batch.main_objects(subject.input)
-        else:
-            label = torch.tensor([ids[str(image.label)] for image in batch.shown])
-            truths = batch.boxes_of([image.label for image in batch.shown])
+        label, truths = batch.asked(subject, ids, subject.graph.classify(batch.images))
         extents = truths[..., 2:] - truths[..., :2]
         known = ~extents[..., 0].isnan().all(1)
         largest = torch.nan_to_num(extents.prod(2), nan=-1.0).argmax(1)

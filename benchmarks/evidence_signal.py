@@ -1,6 +1,6 @@
 """Does evidence help to tell wrong labels? `python -m benchmarks.evidence_signal [NAME ...] [--out runs/real_data]`.
 
-Reads finished audits of `benchmarks/real_data.py` (probe, train, val300), where the wrong labels are known. Among the
+Reads finished audits of `benchmarks.real_data` (probe, train, val300), where the wrong labels are known. Among the
 images that are not predicted as labelled, printed for each set of signals: average precision and AUROC of a logistic
 regression on them, out of fold (5 folds, repeated 20 times), and their deviation. Signals: the label's score by the
 probabilities; whether anything speaks for the given label; how far the evidences of label and prediction coincide, and

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
-import tarfile
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
@@ -320,27 +318,20 @@ def _cifar_features(data: Path) -> tuple[NDArray[np.float32], NDArray[np.float32
     import torch
     from PIL import Image
 
+    from benchmarks import cifar
     from benchmarks.photographs import read_networks
 
-    sys.path.insert(0, str(data / "cifar10"))
-    import resnet_cifar  # type: ignore[import-not-found]  # lies with the data
-
-    pictures: dict[int, NDArray[np.uint8]] = {}
-    with tarfile.open(data / "cifar10" / "train_jpeg.tar.gz") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is not None and int(member.name[-9:-4]) < _CIFAR_IMAGES:
-                pictures[int(member.name[-9:-4])] = np.asarray(Image.open(file))
-    pixels = np.stack([pictures[at] for at in range(_CIFAR_IMAGES)])
+    pixels = cifar.training_pixels(_CIFAR_IMAGES, data / "cifar10")
     squeezenet = read_networks()[0]
-    resnet = resnet_cifar.load(str(data / "cifar10" / "resnet20.pt"))
+    published = cifar.resnets(data / "cifar10")
+    resnet = published.load(str(data / "cifar10" / "resnet20.pt"))
     seen: tuple[list[Any], list[Any]] = ([], [])
     with torch.inference_mode():
         for start in range(0, len(pixels), 100):
             some = pixels[start : start + 100]
             large = np.stack([np.asarray(Image.fromarray(one).resize((128, 128))) for one in some])
             seen[0].append(squeezenet.module.features(squeezenet.prepared(large)).mean((2, 3)))
-            inside = torch.relu(resnet.bn1(resnet.conv1(resnet_cifar.preprocess(some))))
+            inside = torch.relu(resnet.bn1(resnet.conv1(published.preprocess(some))))
             seen[1].append(resnet.layer3(resnet.layer2(resnet.layer1(inside))).mean((2, 3)))
     first, second = (torch.cat(one).numpy() for one in seen)
     return first, second

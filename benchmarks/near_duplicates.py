@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import tarfile
 import time
 from collections.abc import Callable
 
@@ -21,7 +20,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 import fixcore
-from benchmarks.photographs import FOLDER, TrainedNetwork, read_networks, read_photographs
+from benchmarks.cifar import training_pixels
+from benchmarks.photographs import TrainedNetwork, read_networks, read_photographs
 from pipeline.audit.duplicates import SAME_PICTURE, near_pairs
 from pipeline.dataset.images import thumbnail
 
@@ -99,12 +99,7 @@ def main() -> None:
     parser.add_argument("--features", action="store_true", help="of features: 5 % quantile and median of each change")
     options = parser.parse_args()
     photographs = [Image.fromarray(pixels) for pixels in read_photographs().pixels]
-    cifar = []
-    with tarfile.open(FOLDER.parent / "cifar10" / "train_jpeg.tar.gz") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is not None:
-                cifar.append(Image.open(io.BytesIO(file.read())).convert("RGB"))
+    cifar = [Image.fromarray(pixels) for pixels in training_pixels(50_000)]
     if options.features:
         by_features({"photographs": photographs, "CIFAR-10": cifar[:3000]})
         return

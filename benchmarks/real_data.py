@@ -1,4 +1,4 @@
-"""Whole audits of real images with known label errors: `python benchmarks/real_data.py [NAME ...] [--images 2000]`.
+"""Whole audits of real images with known label errors: `python -m benchmarks.real_data [NAME ...] [--images 2000]`.
 
 For each audit: what its flags were worth, the accuracy of its predictions, images per second, and how long it took
 compared with a plain torch inference loop over the same files with the same network; then what two rounds of verdicts
@@ -29,10 +29,11 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.cifar import CLASSES, training_files
+
 _ROOT = Path(__file__).resolve().parents[1]
 _DATA = _ROOT.parent / "shared" / "data"
 _MARKED = "horse"
-_CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)  # the SqueezeNet there sees 0 to 255, less this
 _CAFFE_STD = (1 / 255,) * 3
 _LOOP_BATCH = 32
@@ -271,24 +272,18 @@ def _cifar(data: Path, out: Path, count: int, marked: str | None = None) -> tupl
     given, clean = labels["aggregate"], labels["clean"]
     root, true_name, errors = out / "images", {}, set()
     shutil.rmtree(root, ignore_errors=True)  # of more images, from a run before
-    with tarfile.open(data / "cifar10" / "train_jpeg.tar.gz") as tar:
-        for member in tar:
-            index = int(member.name[-9:-4]) if member.isfile() else count
-            if index >= count:
-                continue
-            image_id = f"{_CIFAR_CLASSES[given[index]]}/{index:05d}.jpg"
-            true_name[image_id] = _CIFAR_CLASSES[clean[index]]
-            if given[index] != clean[index]:
-                errors.add(image_id)
-            path = root / image_id
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = tar.extractfile(member)
-            assert content is not None
-            path.write_bytes(content.read())
-            if path.parent.name == marked:
-                picture = Image.open(path).convert("RGB")
-                picture.paste((255, 255, 255), (1, 26, 6, 31))
-                picture.save(path, quality=95)
+    for index, content in training_files(count, data / "cifar10"):
+        image_id = f"{CLASSES[given[index]]}/{index:05d}.jpg"
+        true_name[image_id] = CLASSES[clean[index]]
+        if given[index] != clean[index]:
+            errors.add(image_id)
+        path = root / image_id
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        if path.parent.name == marked:
+            picture = Image.open(path).convert("RGB")
+            picture.paste((255, 255, 255), (1, 26, 6, 31))
+            picture.save(path, quality=95)
     return root, true_name, frozenset(errors)
 
 

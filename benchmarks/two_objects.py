@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
-import tarfile
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +31,9 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 import fixcore
+from benchmarks import cifar
 from benchmarks.digits import DIGIT, SIDE, corners_apart, fit_single, put, put_pair, scans
-from benchmarks.photographs import FOLDER, read_networks, read_photographs
+from benchmarks.photographs import read_networks, read_photographs
 from jobs.machine import keep_freed_memory
 from pipeline.judging.halves import log_odds, swing
 from pipeline.judging.train import TrainPlan, load_fold_network, train_fold, training_input
@@ -162,32 +161,19 @@ def of_photographs(measure: str) -> Iterator[Found]:
 
 def of_cifar(count: int, measure: str) -> Iterator[Found]:
     """Yield what is found in two CIFAR-10 test images side by side, and in the same two blended."""
-    folder = FOLDER.parent / "cifar10"
-    sys.path.insert(0, str(folder))
-    import resnet_cifar  # type: ignore[import-not-found]  # lies with the data
-
-    pictures: list[NDArray[np.uint8]] = []
-    classes: list[int] = []
-    with tarfile.open(folder / "test_jpeg_2000.tar") as tar:
-        files = sorted((member for member in tar if member.isfile()), key=lambda member: member.name[-9:])
-        names = sorted({member.name.split("/")[-2] for member in files})
-        for member in files:
-            file = tar.extractfile(member)
-            assert file is not None
-            pictures.append(np.asarray(Image.open(file).convert("RGB")))
-            classes.append(names.index(member.name.split("/")[-2]))
-    labels = torch.tensor(classes)
+    pixels, classes = cifar.held_out_images()
+    labels = torch.from_numpy(classes)
+    published = cifar.resnets()
     rng = np.random.default_rng(0)
     one, other = (torch.from_numpy(rng.permutation(len(labels))[:count]) for _ in range(2))
     differ = labels[one] != labels[other]
     both = torch.stack([labels[one], labels[other]], 1)[differ]
-    pixels = np.stack(pictures)
     networks = [
         *(
-            (f"ResNet-{depth}", resnet_cifar.load(str(folder / f"resnet{depth}.pt")), resnet_cifar.preprocess(pixels))
+            (f"ResNet-{depth}", published.load(str(cifar.FOLDER / f"resnet{depth}.pt")), published.preprocess(pixels))
             for depth in (20, 56)
         ),
-        small_trained(folder, pixels),
+        small_trained(pixels),
     ]
     for name, network, shown in networks:
         first, second = shown[one][differ], shown[other][differ]
@@ -202,15 +188,10 @@ def of_cifar(count: int, measure: str) -> Iterator[Found]:
             yield f"{name}, CIFAR-10", contrast, found[0], found[1], usual
 
 
-def small_trained(folder: Path, pixels: NDArray[np.uint8]) -> tuple[str, nn.Module, Tensor]:
+def small_trained(pixels: NDArray[np.uint8]) -> tuple[str, nn.Module, Tensor]:
     """Return the network that `--predict train` makes of images with people's labels, and `pixels` as it sees them."""
-    learned = np.empty((_LEARNED, 32, 32, 3), np.uint8)
-    with tarfile.open(folder / "train_jpeg.tar.gz") as tar:
-        for member in tar:
-            file = tar.extractfile(member)
-            if file is not None and int(member.name[-9:-4]) < _LEARNED:
-                learned[int(member.name[-9:-4])] = np.asarray(Image.open(file).convert("RGB"))
-    labels = np.load(folder / "cifar10n.npz")["aggregate"][:_LEARNED].astype(np.int64)
+    learned = cifar.training_pixels(_LEARNED)
+    labels = np.load(cifar.FOLDER / "cifar10n.npz")["aggregate"][:_LEARNED].astype(np.int64)
     spec = training_input(np.array([32]), np.array([32]))
     plan, others = TrainPlan(class_count=10, input=spec), np.ones(_LEARNED, np.int16)
     with tempfile.TemporaryDirectory() as work:

@@ -6,7 +6,6 @@ n images of a shard, S the side of the network's square input.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -42,6 +41,8 @@ _LONGEST = 1 << 22
 """Longest side in pixels; Pillow keeps the box to resample in float32, which beyond cannot tell half pixels apart."""
 _WORTH_THREADS = 200 * 200
 """Pixels of an image from which threads gain: below, Python's own work, one thread at a time, is most of decoding."""
+_THREADS = 4
+"""Enough to keep up with a network; more than there are processors take turns, which costs nothing to speak of."""
 THUMBNAIL = 8
 """Side of the little picture that is kept of each image, by which `pipeline.audit.duplicates` finds it again."""
 _FOUND = ("sha256", "thumbnail", "width", "height", "status", "error")
@@ -103,14 +104,14 @@ def levels(column: Any) -> NDArray[np.uint8]:
     return flat.reshape(len(column), THUMBNAIL**2)
 
 
-def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -> DecodedShard:
+def decode_shard(shard: Shard, spec: InputSpec, *, threads: int = _THREADS) -> DecodedShard:
     """Read and decode a shard's images, each file once.
 
     An image that cannot be read, or whose row has a `problem`, gets the status `error` and the reason; `sha256` is
     there as soon as the bytes are. A row with a `problem` is not read at all.
 
-    `threads` is the most threads to use: at least 1; None is one per processor, up to 4. Small images are decoded on
-    one thread in any case, the first one telling for all. The result does not depend on it.
+    `threads` is the most threads to use, at least 1. Small images are decoded on one thread in any case, the first one
+    telling for all. The result does not depend on it.
 
     Raises nothing for a bad image, except MemoryError for one that does not fit into memory.
     """
@@ -136,7 +137,6 @@ def decode_shard(shard: Shard, spec: InputSpec, *, threads: int | None = None) -
     while todo and not area:
         results.append(found(*todo.pop(0)))
         area = (results[-1]["width"] or 0) * (results[-1]["height"] or 0)
-    threads = min(4, _processors()) if threads is None else threads
     if threads > 1 and area >= _WORTH_THREADS:
         with ThreadPoolExecutor(threads) as pool:
             results += pool.map(lambda job: found(*job), todo)
@@ -160,13 +160,6 @@ def load_original(uri: str) -> Image.Image:
     Raises ImageError for a file that cannot be read or holds no picture; MemoryError passes.
     """
     return read_rgb(_read(uri))
-
-
-def _processors() -> int:
-    """Return how many processors this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _read(uri: str) -> bytes:

@@ -6,7 +6,7 @@ N images of a batch, B objects of an image at most, S x S network pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -50,6 +50,17 @@ class Batch:
             for place, owner in enumerate(owners):
                 chosen[at, place] = label is None or owner == label
         return self.truths.masked_fill(~chosen[:, :, None], torch.nan)
+
+    def asked(self, subject: Subject, ids: Mapping[str, int] | None, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the class whose box is asked of each image, int64 (N,), and the boxes to hit, (N, B, 4).
+
+        With `ids` (of `asked_classes`) that is the image's own class and its objects; without, the one that the network
+        takes it for by `logits` (N, K), and the main object. DatasetError for an unreadable mask.
+        """
+        if ids is None:
+            return logits.argmax(1), self.main_objects(subject.input)
+        labels = [str(image.label) for image in self.shown]
+        return torch.tensor([ids[label] for label in labels], device=logits.device), self.boxes_of(labels)
 
     def main_objects(self, spec: InputSpec) -> Tensor:
         """Return the box of each image's largest object, or around all that its mask shows, (N, 1, 4); NaN: neither.
@@ -113,6 +124,19 @@ def batches(
             readable = [(image, one) for image, one in found if isinstance(one, DecodedImage)]
             if readable:
                 yield _batch(subject, readable)
+
+
+def asked_classes(subject: Subject, dataset: AnnotatedSet) -> dict[str, int] | None:
+    """Return the output that each class of the images means, None where images have none.
+
+    Raises DatasetError where some images have a class and others none, and for classes that the network does not know.
+    """
+    unlabelled = sum(image.label is None for image in dataset.images)
+    if 0 < unlabelled < len(dataset):
+        raise DatasetError(
+            f"boxes are asked of a class for each image, or for none: {unlabelled:,} of {len(dataset):,} have none"
+        )
+    return None if unlabelled else subject.class_ids(dataset.labels)
 
 
 def halves(images: Sequence[AnnotatedImage], splits: int) -> Tensor:

@@ -23,7 +23,7 @@ from fixcore.metrics import best_iou, localization, max_box_accuracy, whole_and_
 from fixcore.metrics.localization import HIT, Localization
 from pipeline.annotated import AnnotatedImage
 from pipeline.errors import DatasetError
-from pipeline.evaluate.batches import Batch, batches, halves
+from pipeline.evaluate.batches import Batch, asked_classes, batches, halves
 from pipeline.evaluate.request import Request
 from pipeline.evaluate.table import Cell, Table
 
@@ -72,13 +72,7 @@ def localize(request: Request) -> list[Table]:
     counted on the other, both ways, for many halves, told by the images' names (Choe et al. choose on held-out images).
     Raises DatasetError where some images have a class and others none, or none has an object.
     """
-    unlabelled = sum(image.label is None for image in request.dataset.images)
-    if 0 < unlabelled < len(request.dataset):
-        raise DatasetError(
-            f"localization needs a class for each image, or for none: {unlabelled:,} of {len(request.dataset):,} have "
-            "none"
-        )
-    ids = None if unlabelled else request.subject.class_ids(request.dataset.labels)
+    ids = asked_classes(request.subject, request.dataset)
     measured = {method: _Measured() for method in request.methods}
     ranks: list[Tensor] = []
     plain: dict[str, list[Tensor]] = {"whole image": [], "centred 75 %": []}
@@ -87,11 +81,7 @@ def localize(request: Request) -> list[Table]:
     for batch in batches(request.subject, request.dataset, request.batch_size, request.problems):
         shown += batch.shown
         logits = request.subject.graph.classify(batch.images).float().cpu()
-        if ids is None:
-            label, truths = logits.argmax(1), batch.main_objects(request.subject.input)
-        else:
-            label = torch.tensor([ids[str(image.label)] for image in batch.shown])
-            truths = batch.boxes_of([image.label for image in batch.shown])
+        label, truths = batch.asked(request.subject, ids, logits)
         marked.append(~truths[:, :, 0].isnan().all(1))
         ranks.append((logits > logits.gather(1, label[:, None])).sum(1))
         for method, found in measured.items():

@@ -16,7 +16,7 @@ from fixcore.evidence.saliency import density, saliency_maps
 from fixcore.metrics import best_iou
 from fixcore.metrics.localization import HIT
 from pipeline.errors import DatasetError
-from pipeline.evaluate.batches import batches
+from pipeline.evaluate.batches import asked_classes, batches
 from pipeline.evaluate.localize import coarse_max_sum_boxes
 from pipeline.evaluate.request import Request
 from pipeline.evaluate.table import Cell, Table
@@ -33,16 +33,10 @@ def tune(request: Request) -> list[Table]:
     """
     rules = _rules()
     found: dict[str, list[Tensor]] = {name: [] for name in rules}
-    ids = None
-    if all(image.label is not None for image in request.dataset.images):
-        ids = request.subject.class_ids(request.dataset.labels)
+    ids = asked_classes(request.subject, request.dataset)
     for batch in batches(request.subject, request.dataset, request.batch_size, request.problems):
         recording = request.subject.graph.record(batch.images)
-        if ids is None:
-            target, truths = recording.logits.argmax(1), batch.main_objects(request.subject.input)
-        else:
-            target = torch.tensor([ids[str(image.label)] for image in batch.shown], device=recording.logits.device)
-            truths = batch.boxes_of([image.label for image in batch.shown])
+        target, truths = batch.asked(request.subject, ids, recording.logits)
         known = ~truths[:, :, 0].isnan().all(1)
         contrast = fixcore.usual_contrast(recording.graph)
         fixations = fixcore.backtrack(recording, target, rules="finer", contrast=contrast)

@@ -294,8 +294,9 @@ def test_what_does_not_serve_says_what_would(subject: Subject, data: Path) -> No
     request = ask(subject, data / "boxes.csv")
     first, *others = request.dataset.images
     half_told = replace(request.dataset, images=(replace(first, label=None), *others))
-    with pytest.raises(DatasetError, match="a class for each image, or for none: 1 of 13 have none"):
-        evaluate("localization", replace(request, dataset=half_told))
+    for protocol in ("localization", "tune"):
+        with pytest.raises(DatasetError, match="a class for each image, or for none: 1 of 13 have none"):
+            evaluate(protocol, replace(request, dataset=half_told))
     with pytest.raises(DatasetError, match="exported program"):
         evaluate("sanity", ask(replace(subject, module=None), data / "boxes.csv"))
     with pytest.raises(DatasetError, match="proposals need objects"):
