@@ -9,6 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, fx
 
+from fixcore.errors import InputError
 from fixcore.evidence.fixations import Fixations, LayerPoints
 from fixcore.network.class_map import averaged_places
 from fixcore.network.finer import Finer, finer_points
@@ -22,12 +23,15 @@ from fixcore.rules.table import Options, Visit
 from fixcore.start import (
     Contrast,
     Start,
+    checked,
     class_starts,
     contrasted_weight,
     head_points,
     logit_points,
     neuron_points,
 )
+
+_RULES = {"mass": MASS, "finer": FINER, "paper": PAPER}
 
 
 @overload
@@ -71,13 +75,15 @@ def backtrack(
 
     The points of the result belong to `target[image]`; their mass sums to 1. At a layer (`Graph.layer` says what its
     name may be) it sums to less where evidence flows around the layer, by a skip connection or a parallel branch.
-    Raises TargetError for a target or layer that does not exist, MissingRule for an operation on the way without a
-    rule.
+    Raises TargetError for an image, target or layer that does not exist, InputError for rules or a contrast that do
+    not, MissingRule for an operation on the way without a rule.
     """
     graph = recording.graph
     end = graph.images if stop_at is None else graph.layer(stop_at)
-    options = {"mass": MASS, "finer": FINER, "paper": PAPER}[rules] if isinstance(rules, str) else rules
-    start = target if isinstance(target, Start) else class_starts(recording, target)
+    if isinstance(rules, str) and rules not in _RULES:
+        raise InputError(f"there are no rules {rules!r}; they are {', '.join(_RULES)}")
+    options = _RULES[rules] if isinstance(rules, str) else rules
+    start = checked(recording, target) if isinstance(target, Start) else class_starts(recording, target)
     with torch.inference_mode():
         signed = options.vector == "net"
         node, points, margin = _begin(recording, start, options, contrast, signed, end)

@@ -3,7 +3,7 @@
 FixcoreError
 ├── CaptureError     the model cannot be exported, or is in train mode
 ├── MissingRule      an operation without a backtracking rule lies on the way
-├── InputError       images of the wrong shape or type, activations that are not finite
+├── InputError       images of the wrong shape or type, activations that are not finite, settings that do not exist
 └── TargetError      a class, image or node that does not exist
 """
 
@@ -21,7 +21,7 @@ class MissingRule(FixcoreError):  # noqa: N818  # the field's word reads better 
 
 
 class InputError(FixcoreError):
-    """The images do not fit the captured network."""
+    """Images do not fit the captured network, or another argument is none that the function takes."""
 
 
 class TargetError(FixcoreError):

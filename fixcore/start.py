@@ -5,13 +5,13 @@ N images, T targets, D features, L places, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, fx
 
-from fixcore.errors import TargetError
+from fixcore.errors import InputError, TargetError
 from fixcore.network.class_map import class_map_points
 from fixcore.network.graph import Graph, Recording
 from fixcore.points import Points, is_vector
@@ -62,6 +62,32 @@ def class_starts(recording: Recording, target: Tensor) -> Start:
     return Start(image.repeat_interleave(target.shape[1]), position.flatten())
 
 
+def checked(recording: Recording, start: Start) -> Start:
+    """Return a caller's start with int64 tensors on the recording's device.
+
+    Raises TargetError for images and targets that are no lists of integers of one length, for images that were not
+    recorded, and for classes that do not exist. What the weights and neurons need is asked where they are used.
+    """
+    device = recording.logits.device
+    for name, told in (("image", start.image), ("target", start.target)):
+        if told.dim() != 1 or told.is_floating_point() or told.dtype == torch.bool:
+            raise TargetError(f"a start's {name} is {told.dtype} {tuple(told.shape)}; it is int64 (T,)")
+    if len(start.image) != len(start.target):
+        raise TargetError(f"a start names {len(start.image)} images and {len(start.target)} targets; each has its own")
+    image, target = (told.to(device, torch.int64) for told in (start.image, start.target))
+    count, classes = len(recording.logits), recording.logits[0].numel()
+    strange = (image < 0) | (image >= count)
+    unknown = target < -1
+    if start.weight is None and start.layer is None:
+        unknown = unknown | (target >= classes)
+    if bool((strange | unknown).any()):
+        if bool(strange.any()):
+            raise TargetError(f"a start names images {image[strange][:5].tolist()}; {count} were recorded, from 0")
+        there = f"the network has classes 0..{classes - 1}" if start.layer is None else "neurons are counted from 0"
+        raise TargetError(f"target holds {target[unknown][:5].tolist()}; {there}, and -1 asks for none")
+    return replace(start, image=image, target=target)
+
+
 def usual_contrast(graph: Graph) -> Contrast | None:
     """Return what audits set a class against: "mean" where a network ends in a linear layer, None for others.
 
@@ -93,6 +119,8 @@ def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | N
     weight = head.weight[own]
     if contrast is None:
         return weight
+    if contrast not in get_args(Contrast):
+        raise InputError(f"there is no contrast {contrast!r}; it is {', '.join(get_args(Contrast))} or None")
     if contrast == "mean":
         return weight - head.weight.mean(0)
     others = recording.logits[start.image].float().scatter(1, own[:, None], -torch.inf)

@@ -65,7 +65,10 @@ def structure_of(program: ExportedProgram) -> Structure:
     graph.output(graph.graph_copy(program.graph, copies))
     for node in graph.nodes:
         meta = node.meta
-        modules = [path for path, _ in meta.get("nn_module_stack", {}).values()]
+        stack = [path for path, _ in meta.get("nn_module_stack", {}).values()]
+        modules = [
+            path for path in stack if not path.startswith("_empty_nn_module_stack")
+        ]  # torch's, where it has none
         node.meta = {"seen": _seen(meta.get("val")), "modules": tuple(modules), "line": _line(meta.get("stack_trace"))}
     names = {node.name: copies[node].name for node in program.graph.nodes if node.op == "placeholder"}
     images, tensors = [], {}

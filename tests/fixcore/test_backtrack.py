@@ -605,3 +605,37 @@ def test_a_second_network_in_train_mode_is_refused() -> None:
     networks = [Shifted(1.0).eval(), Shifted(1.0)]
     with pytest.raises(fixcore.CaptureError, match="train mode"):
         fixcore.capture_all(networks, torch.zeros(2, 3, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("start", "said"),
+    [
+        (fixcore.Start(torch.tensor([0, 2]), torch.tensor([1, 1])), r"a start names images \[2\]; 2 were recorded"),
+        (fixcore.Start(torch.tensor([-1]), torch.tensor([1])), r"a start names images \[-1\]"),
+        (fixcore.Start(torch.tensor([0, 1]), torch.tensor([1])), "names 2 images and 1 targets"),
+        (fixcore.Start(torch.tensor([0]), torch.tensor([3])), r"target holds \[3\]; the network has classes 0\.\.2"),
+        (
+            fixcore.Start(torch.tensor([0]), torch.tensor([-2]), layer="conv1"),
+            r"target holds \[-2\]; neurons are counted",
+        ),
+        (fixcore.Start(torch.tensor([0]), torch.tensor([1.0])), "target is torch.float32"),
+        (fixcore.Start(torch.tensor([[0]]), torch.tensor([1])), r"image is torch.int64 \(1, 1\)"),
+    ],
+)
+def test_a_start_that_names_what_is_not_there_is_refused(start: fixcore.Start, said: str):
+    images = integer_images(6, 2)
+    recording = fixcore.capture(integer_network(Residual, 6), images).record(images)
+    with pytest.raises(fixcore.TargetError, match=said):
+        fixcore.backtrack(recording, start)
+
+
+def test_rules_and_contrasts_that_do_not_exist_are_refused():
+    images = integer_images(6, 2)
+    recording = fixcore.capture(integer_network(Residual, 6), images).record(images)
+    target = recording.logits.argmax(1)
+    with pytest.raises(fixcore.InputError, match="no rules 'published'; they are mass, finer, paper"):
+        fixcore.backtrack(recording, target, rules="published")  # type: ignore[call-overload]
+    with pytest.raises(fixcore.InputError, match="no contrast 'max'; it is mean, softmax, runner_up or None"):
+        fixcore.backtrack(recording, target, contrast="max")  # type: ignore[call-overload]
+    with pytest.raises(fixcore.TargetError, match=r"no layer 'nope'; did you mean [^_]+\?$"):
+        fixcore.backtrack(recording, target, stop_at="nope")
