@@ -12,6 +12,7 @@ import functools
 import math
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -39,7 +41,7 @@ from pipeline.judging.folds import assign_folds
 from pipeline.judging.judge import JudgePlan
 from pipeline.judging.probe import fit_heads
 from pipeline.judging.train import TrainPlan, train_fold, training_input
-from pipeline.labels.probs import read_probabilities
+from pipeline.labels.probs import stream_probabilities
 
 PREVIEW = InputSpec(size=32, fit="squash")
 """How images are decoded when no network looks at them: only to see that they can be, and how large they are."""
@@ -127,20 +129,34 @@ class Preparation:
 
     def probs(self, plan: JudgePlan) -> Prepared:
         """Bring the user's probabilities into the manifest's order; images that nobody can read need none."""
-        assert self.config.probs is not None
-        source, names = Path(self.config.probs), self.manifest.class_names
-        ids: list[str] = self.manifest.table["image_id"].to_pylist()
-        probs = read_probabilities(source, ids, names, optional=ids)
-        absent = np.flatnonzero(np.isnan(probs[:, 0]))
-        if len(absent):
-            excused = self._unreadable(absent[:_MOST_EXCUSED])
-            probs = read_probabilities(source, ids, names, optional=excused)
         brought = self.work / "probabilities.parquet"
-        values = pa.FixedSizeListArray.from_arrays(pa.array(probs.reshape(-1)), len(names))
-        with replacing(brought) as partial:
-            table = pa.table({"image_id": pa.array(ids, pa.string()), "probs": values})
-            pq.write_table(table, partial, row_group_size=_ROW_GROUP)
+        if not brought.is_file():
+            with replacing(brought) as partial:
+                self._bring(partial)
         return self.direct(dataclasses.replace(plan, probabilities=str(brought)))
+
+    def _bring(self, path: Path) -> None:
+        """Write the user's probabilities in the manifest's order, holding a few thousand rows of them.
+
+        The file may have them in any order, so they are sorted in a file beside, which is mapped anew for each part:
+        what a process touched of a map counts as its memory until it lets go of it.
+        """
+        assert self.config.probs is not None
+        names = self.manifest.class_names
+        ids = self.manifest.table["image_id"].combine_chunks().cast(pa.string())
+        shape = (len(ids), len(names))
+        unsorted = stream_probabilities(Path(self.config.probs), ids.to_pylist(), names, excuse=self._unreadable)
+        with tempfile.TemporaryDirectory(dir=self.work) as folder:
+            beside = Path(folder) / "probabilities.npy"
+            _laid_out(beside, np.float32, shape)
+            for place, values in unsorted:
+                np.load(beside, mmap_mode="r+")[place] = values
+            kind = pa.schema([("image_id", pa.string()), ("probs", pa.list_(pa.float32(), len(names)))])
+            with pq.ParquetWriter(path, kind) as writer:
+                for start in range(0, len(ids), _ROW_GROUP):
+                    part = np.load(beside, mmap_mode="r")[start : start + _ROW_GROUP]
+                    values = pa.FixedSizeListArray.from_arrays(pa.array(part.reshape(-1)), len(names))
+                    writer.write_table(pa.table([ids[start : start + _ROW_GROUP], values], schema=kind))
 
     @property
     def _labels(self) -> NDArray[np.int32]:
@@ -216,9 +232,10 @@ class Preparation:
                 for _ in results:
                     pass
 
-    def _unreadable(self, rows: NDArray[np.int64]) -> list[str]:
-        """Return the ids of those of these images that cannot be read."""
-        table = pa.concat_tables([shard.rows for shard in self.manifest.shards()]).take(rows)
+    def _unreadable(self, ids: list[str]) -> list[str]:
+        """Return those of these images that cannot be read; of many, the first are asked."""
+        rows = pa.concat_tables([shard.rows for shard in self.manifest.shards()])
+        table = rows.filter(pc.is_in(rows["image_id"], pa.array(ids[:_MOST_EXCUSED], rows["image_id"].type)))
         found = decode_shard(Shard(0, table), PREVIEW).rows
         pairs = zip(found["image_id"].to_pylist(), found["status"].to_pylist(), strict=True)
         return [image_id for image_id, status in pairs if status == "error"]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
@@ -24,35 +25,54 @@ SUM_TOLERANCE = 5e-3
 """How far a row's sum may lie from 1. float16 needs 0.5e-3; three decimals in a CSV need a few times that."""
 
 _SHOWN = 3
-_BATCH_ROWS = 8192
+_BATCH_ROWS, _BATCH_VALUES = 8192, 1 << 20
+"""The most that is read at once; on the way it is held some five times over."""
 _PREFIXES = ("p_", "prob_")
 
 
+Excuse = Callable[[list[str]], Collection[str]]
+"""Told the images that have no row, returns those of them that need none, as images that nobody can read."""
+
+
+def _none_excused(_: list[str]) -> Collection[str]:
+    return ()
+
+
 def read_probabilities(
-    path: Path, image_ids: Sequence[str], class_names: Sequence[str], *, optional: Sequence[str] = ()
+    path: Path, image_ids: Sequence[str], class_names: Sequence[str], *, excuse: Excuse = _none_excused
 ) -> npt.NDArray[np.float32]:
-    """Return out-of-sample probabilities from `path`, (N, K) in [0, 1], one row per image in the order of `image_ids`.
+    """Return all of `stream_probabilities`, float32 (N, K) in the order of `image_ids`: for what fits into memory."""
+    result = np.full((len(image_ids), len(class_names)), np.nan, dtype=np.float32)
+    for place, values in stream_probabilities(path, image_ids, class_names, excuse=excuse):
+        result[place] = values
+    return result
+
+
+def stream_probabilities(
+    path: Path, image_ids: Sequence[str], class_names: Sequence[str], *, excuse: Excuse = _none_excused
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
+    """Yield out-of-sample probabilities from `path` a few thousand rows at a time: places, and (n, K) in [0, 1].
+
+    Places are int64 (n,), positions in `image_ids`; each comes once, in the file's order, excused images last.
 
     The file has a column `image_id` and either a column `probs` with K numbers per row (in CSV as JSON text,
     "[0.1, 0.9]"), or one column per class: named as the classes, or `p_0` ... `p_{K-1}`, or `prob_0` ... `prob_{K-1}`.
-    Other columns are ignored. The numbers are returned as they stand, not rescaled
-    (only a 1.0001 of rounding becomes 1). The file is read in batches; only
-    the result is held whole.
+    Other columns are ignored. The numbers are returned as they stand, not rescaled (only a 1.0001 of rounding becomes
+    1).
 
     Args:
         path: a Parquet or CSV file, told apart by content.
         image_ids: the ids of the manifest.
         class_names: the K classes, in the order of the labels.
-        optional: those of `image_ids` that the file may leave out, as images nobody can read; their rows are NaN.
+        excuse: asked at the end, if there are images without a row; those excused get one of NaN.
 
     Raises:
-        ProbabilitiesError: the file cannot be read, columns are missing or of the wrong width; a row holds NaN or a
-            number outside [0, 1], or does not sum to 1 within `SUM_TOLERANCE`; an image is there twice, is not there,
-            or is unknown.
+        ProbabilitiesError: on the way, the file cannot be read, columns are missing or of the wrong width; a row holds
+            NaN or a number outside [0, 1], or does not sum to 1 within `SUM_TOLERANCE`; an image is there twice; at the
+            end, one is not there, or is unknown.
 
     """
-    wanted = pa.array(image_ids, type=pa.string())
-    result = np.full((len(image_ids), len(class_names)), np.nan, dtype=np.float32)
+    wanted = pd.Index(list(image_ids))
     seen = np.zeros(len(image_ids), dtype=bool)
     unknown: list[str] = []
     unknown_count = 0
@@ -63,18 +83,21 @@ def read_probabilities(
                 raise ProbabilitiesError(f"{path}: a row has no image_id")
             ids: list[Any] = column.to_pylist()
             values = _values(path, ids, batch, class_names)
-            position = pc.index_in(column, value_set=wanted).fill_null(-1).to_numpy()
-            known = position >= 0
-            _check_once(path, image_ids, position[known], seen)
-            seen[position[known]] = True
-            result[position[known]] = np.minimum(values[known], 1.0)
+            place = wanted.get_indexer(pd.Index(ids)).astype(np.int64)
+            known = place >= 0
+            _check_once(path, image_ids, place[known], seen)
+            seen[place[known]] = True
+            yield place[known], np.minimum(values[known], 1.0).astype(np.float32)
             strangers = np.flatnonzero(~known).tolist()
             unknown += [ids[row] for row in strangers[: _SHOWN - len(unknown)]]
             unknown_count += len(strangers)
     except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
         raise ProbabilitiesError(f"cannot read {path}: {_one_line(error)}") from error
-    _check_ids(path, image_ids, seen, set(optional), unknown, unknown_count)
-    return result
+    absent = np.flatnonzero(~seen)
+    missing = [image_ids[at] for at in absent.tolist()]
+    excused = set(excuse(missing)) if missing else set()
+    _check_ids(path, len(image_ids), [one for one in missing if one not in excused], unknown, unknown_count)
+    yield absent, np.full((len(absent), len(class_names)), np.nan, dtype=np.float32)
 
 
 def _batches(path: Path, class_names: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -82,9 +105,11 @@ def _batches(path: Path, class_names: Sequence[str]) -> Iterator[pa.RecordBatch]
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     if is_parquet:
-        with pq.ParquetFile(path) as parquet:
+        # What is buffered before is kept until the end: the whole file.
+        with pq.ParquetFile(path, pre_buffer=False) as parquet:
             columns = _columns(path, parquet.schema_arrow.names, class_names)
-            for batch in parquet.iter_batches(_BATCH_ROWS, columns=columns):
+            rows = min(_BATCH_ROWS, max(1, _BATCH_VALUES // len(class_names)))
+            for batch in parquet.iter_batches(rows, columns=columns):
                 yield batch.select(columns)
         return
     with path.open(encoding="utf-8-sig", newline="") as text:
@@ -213,16 +238,14 @@ def _check_once(
 
 def _check_ids(
     path: Path,
-    image_ids: Sequence[str],
-    seen: npt.NDArray[np.bool_],
-    optional: set[str],
+    image_count: int,
+    missing: Sequence[str],
     unknown: Sequence[str],
     unknown_count: int,
 ) -> None:
-    missing = [image_ids[i] for i in np.flatnonzero(~seen).tolist() if image_ids[i] not in optional]
     parts = []
     if missing:
-        parts.append(f"{len(missing)} of {len(image_ids)} images have no row: {_list(missing)}")
+        parts.append(f"{len(missing)} of {image_count} images have no row: {_list(missing)}")
     if unknown_count:
         parts.append(f"{unknown_count} rows name no image of the dataset: {_list(unknown, unknown_count)}")
     if parts:

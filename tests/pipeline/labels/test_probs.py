@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import ProbabilitiesError
 from pipeline.labels import probs
-from pipeline.labels.probs import read_probabilities
+from pipeline.labels.probs import read_probabilities, stream_probabilities
 
 NAMES = ["St. Bernard", "cat, black", "löwe"]
 IDS = [f"folder {i % 3}/бild {i}.png" for i in range(40)]
@@ -115,16 +115,13 @@ def test_rounded_numbers_are_taken_as_they_stand(tmp_path):
 def test_unreadable_images_may_be_left_out(tmp_path):
     path = write(listed(order=ORDER[2:]), tmp_path / "probs.parquet")
     lost = [IDS[i] for i in ORDER[:2]]
-    found = read_probabilities(path, IDS, NAMES, optional=lost)
+    asked: list[list[str]] = []
+    found = read_probabilities(path, IDS, NAMES, excuse=lambda absent: asked.append(absent) or lost)
+    assert asked == [sorted(lost, key=IDS.index)]
     assert np.isnan(found[ORDER[:2]]).all()
     np.testing.assert_allclose(found[ORDER[2:]], PROBS[ORDER[2:]], atol=1e-7)
-    assert f"1 of 40 images have no row: {lost[1]} (" in refused_with_optional(path, lost[:1])
-
-
-def refused_with_optional(path, optional):
-    with pytest.raises(ProbabilitiesError) as caught:
-        read_probabilities(path, IDS, NAMES, optional=optional)
-    return str(caught.value)
+    with pytest.raises(ProbabilitiesError, match=rf"1 of 40 images have no row: {lost[1]} \("):
+        read_probabilities(path, IDS, NAMES, excuse=lambda absent: lost[:1])
 
 
 FAULTS = {
@@ -225,3 +222,20 @@ def test_several_rows_at_fault_are_named_three_of_them(tmp_path):
     assert message.endswith(f"; wrong too: {', '.join(named[1:4])} and 3 more")
     twice = pd.concat([listed(), listed().iloc[:2]])
     assert "is there more than once" in refused(write(twice, tmp_path / "twice.parquet"))
+
+
+def test_a_large_file_is_never_whole_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(probs, "_BATCH_VALUES", 1 << 16)
+    path, count, width = tmp_path / "large.parquet", 4000, 500
+    ids = [f"{at:05}" for at in range(count)]
+    with pq.ParquetWriter(path, pa.schema({"image_id": pa.string(), "probs": pa.list_(pa.float32())})) as writer:
+        rng = np.random.default_rng(0)
+        for start in range(0, count, 250):
+            rows = rng.dirichlet(np.ones(width), 250).astype(np.float32)
+            writer.write_table(pa.table([ids[start : start + 250], list(rows)], schema=writer.schema))
+    before, most, seen = pa.total_allocated_bytes(), 0, 0
+    for place, values in stream_probabilities(path, ids, [f"c{at}" for at in range(width)]):
+        most, seen = max(most, pa.total_allocated_bytes() - before), seen + len(place)
+        assert values.shape == (len(place), width)
+    assert seen == count
+    assert most < count * width * 4 / 2
