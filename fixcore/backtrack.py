@@ -9,7 +9,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor, fx
 
-from fixcore.errors import InputError
+from fixcore.errors import InputError, TargetError
 from fixcore.evidence.fixations import Fixations, LayerPoints
 from fixcore.network.class_map import averaged_places
 from fixcore.network.finer import Finer, finer_points
@@ -87,6 +87,11 @@ def backtrack(
     with torch.inference_mode():
         signed = options.vector == "net"
         node, points, margin = _begin(recording, start, options, contrast, signed, end)
+        if node.meta["position"] < end.meta["position"]:
+            raise TargetError(
+                f"layer {stop_at!r} lies behind {node.name!r}, where the evidence begins; name a layer before it, or "
+                "take rules='paper', which begin at the logits"
+            )
         points, coarse = _walk(recording, start, node, points, options, end)
         if stop_at is not None:
             return _layer_points(recording, start, points, end)
@@ -107,6 +112,8 @@ def _begin(
 ) -> tuple[fx.Node, Points, float]:
     """Return the node and points where the walk begins, and the boxes' margin."""
     if start.layer is not None:
+        if contrast is not None:
+            raise TargetError("contrast is for class targets; neurons of a layer are not set against others")
         return *neuron_points(recording, start, signed), 0.0
     way = _dense_way(recording, options, end) if signed else None
     if way is not None:

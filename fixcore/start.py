@@ -92,9 +92,9 @@ def usual_contrast(graph: Graph) -> Contrast | None:
     """Return what audits set a class against: "mean" where a network ends in a linear layer, None for others.
 
     What all logits share, softmax cannot see: it speaks for no class. Where classes have no weights of their own their
-    mean cannot be taken away.
+    mean cannot be taken away, and a single one has nothing beside it.
     """
-    return None if graph.head is None else "mean"
+    return None if graph.head is None or len(graph.head.weight) < 2 else "mean"
 
 
 def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | None) -> Tensor:
@@ -121,6 +121,8 @@ def contrasted_weight(recording: Recording, start: Start, contrast: Contrast | N
         return weight
     if contrast not in get_args(Contrast):
         raise InputError(f"there is no contrast {contrast!r}; it is {', '.join(get_args(Contrast))} or None")
+    if len(head.weight) < 2:
+        raise TargetError("the network has one output, which cannot be set against others")
     if contrast == "mean":
         return weight - head.weight.mean(0)
     others = recording.logits[start.image].float().scatter(1, own[:, None], -torch.inf)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
+from torch.export.graph_signature import InputKind, OutputKind
 
 from fixcore.errors import CaptureError
 
@@ -60,15 +60,14 @@ class Structure:
 
 def structure_of(program: ExportedProgram) -> Structure:
     """Return the structure of an exported program; CaptureError if it takes anything but one batch of images."""
+    _refuse_what_is_no_function(program)
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     graph.output(graph.graph_copy(program.graph, copies))
     for node in graph.nodes:
         meta = node.meta
         stack = [path for path, _ in meta.get("nn_module_stack", {}).values()]
-        modules = [
-            path for path in stack if not path.startswith("_empty_nn_module_stack")
-        ]  # torch's, where it has none
+        modules = [path for path in stack if not path.startswith("_empty_nn_module_stack")]  # what torch adds itself
         node.meta = {"seen": _seen(meta.get("val")), "modules": tuple(modules), "line": _line(meta.get("stack_trace"))}
     names = {node.name: copies[node].name for node in program.graph.nodes if node.op == "placeholder"}
     images, tensors = [], {}
@@ -81,9 +80,34 @@ def structure_of(program: ExportedProgram) -> Structure:
     if len(images) != 1:
         what = "no images" if not images else "more than one input; wrap it in a module that takes images only"
         raise CaptureError(f"the model takes {what}")
+    _refuse_shapes(next(node for node in graph.nodes if node.name == images[0]))
     constants = {name: program.constants.get(name) for name in tensors.values()}
     numbers = {name: value for name, value in constants.items() if isinstance(value, Tensor) and value.dim() == 0}
     return Structure(graph, images[0], tensors, numbers)
+
+
+def _refuse_what_is_no_function(program: ExportedProgram) -> None:
+    """Raise CaptureError for a model that leaves more behind than its result, or that chooses what to do."""
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.BUFFER_MUTATION:
+            raise CaptureError(
+                f"the model writes into its buffer {spec.target!r}; let it leave that alone in eval mode"
+            )
+        if spec.kind is OutputKind.USER_INPUT_MUTATION:
+            raise CaptureError("the model writes into the images that it is given; let it work on a copy, x.clone()")
+    for node in program.graph.nodes:
+        if node.op == "get_attr":  # a part of the program that is run, or is not
+            raise CaptureError(f"the model chooses between parts of itself ({', '.join(map(str, node.users))})")
+
+
+def _refuse_shapes(images: fx.Node) -> None:
+    """Raise CaptureError for a program that takes one number of images, or images of any size."""
+    seen = images.meta["seen"]
+    count, *extents = seen.shape if isinstance(seen, Seen) else [None]
+    if count is not None:
+        raise CaptureError(f"the program takes exactly {count} images; export it with a dynamic first dimension")
+    if None in extents:
+        raise CaptureError("the program takes images of any size; export it for one height and width")
 
 
 def measures(dtype: torch.dtype) -> bool:

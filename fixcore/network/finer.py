@@ -89,9 +89,7 @@ def find_finer(
 
 def finer_points(recording: Recording, finer: Finer, image: Tensor, target: Tensor, weight: Tensor | None) -> Points:
     """Return where the walk goes on: in the finer map, the places that add more than its mean (see `told_points`)."""
-    last, places = recording.values[finer.to_coarse.end].float(), PLACES[4]
-    fine = recording.values[finer.to_fine.end].float()
-    fine = fine.clamp(min=0) if finer.to_fine.end.meta["rectifies"] else fine
+    last, fine = (_as_the_network_has_it(recording, way.end) for way in (finer.to_coarse, finer.to_fine))
 
     def adds(pull: Tensor) -> Tensor:
         pull = pulled(recording, finer.to_coarse, pull)
@@ -100,7 +98,13 @@ def finer_points(recording: Recording, finer: Finer, image: Tensor, target: Tens
         added: Tensor = pulled(recording, finer.to_fine, pull * strong[:, None]) * fine
         return added.clamp_(min=0)
 
-    return told_points(recording, finer.to_coarse.begin, places, image, target, weight, adds)
+    return told_points(recording, finer.to_coarse.begin, PLACES[4], image, target, weight, adds)
+
+
+def _as_the_network_has_it(recording: Recording, node: fx.Node) -> Tensor:
+    """Return a kept map in float32, with the ReLU that a maximum pool has yet to apply."""
+    value: Tensor = recording.values[node].float()
+    return value.clamp(min=0) if node.meta["rectifies"] else value
 
 
 def _is_map(node: fx.Node) -> bool:

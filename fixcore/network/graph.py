@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,12 +16,13 @@ from torch import Tensor, fx
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.network.finer import Finer, find_finer
 from fixcore.network.head import Head, find_head
-from fixcore.network.schedule import operations_of, run, schedule
+from fixcore.network.schedule import Step, operations_of, run, schedule
 from fixcore.network.simplify import FILLED, activate_in_place
 from fixcore.network.tokens import find_tokens
 from fixcore.network.way import Way
 from fixcore.points import is_vector
 from fixcore.rules import rule
+from fixcore.rules.elementwise import CHOOSES_BY_CONDITION
 from fixcore.structure import Constants, Seen, arguments_by_name, measures
 
 aten = torch.ops.aten
@@ -133,6 +134,12 @@ class Graph:
         if images.dim() != 4 or tuple(images.shape[1:]) != self.input_shape:
             expected = ", ".join(str(extent) for extent in self.input_shape)
             raise InputError(f"images are {tuple(images.shape)}; this graph was captured for (N, {expected})")
+        seen = self.images.meta["seen"]
+        if (images.dtype, images.device.type) != (seen.dtype, seen.device.type):
+            raise InputError(
+                f"images are {images.dtype} on {images.device}; "
+                f"this graph was captured for {seen.dtype} on {seen.device}"
+            )
         if images.shape[0] == 0:
             raise InputError("there are no images in the batch")
 
@@ -172,7 +179,11 @@ class Graph:
         seen = self.images.meta["seen"]
         nothing = torch.full((1, *self.input_shape), torch.nan, dtype=seen.dtype, device=seen.device)
         values: dict[fx.Node, Any] = {**self.constants, self.images: nothing}
-        run(self._steps, values, {})
+        depends = {self.images}
+        for node in self.nodes:
+            if any(source in depends for source in node.all_input_nodes):
+                depends.add(node)
+        run(tuple(_unanswered(step, depends) for step in self._steps), values, {})
         blanks = {}
         for node in self.nodes:
             value = values.get(node)
@@ -222,6 +233,17 @@ def _annotate(graph: fx.Graph, constants: Constants, images: fx.Node) -> None:
             node.meta["is_constant"] = True
         else:
             node.meta["is_constant"] = all(source.meta["is_constant"] for source in node.all_input_nodes)
+
+
+def _unanswered(step: Step, of_pixels: set[fx.Node]) -> Step:
+    """Return a step that makes NaN of what pixels choose: a comparison with NaN has an answer, no."""
+    if step.node.target not in CHOOSES_BY_CONDITION or step.node.args[0] not in of_pixels:
+        return step
+
+    def chosen(*arguments: Any, **named: Any) -> Tensor:
+        return torch.full_like(step.operation(*arguments, **named), torch.nan)
+
+    return replace(step, operation=chosen)
 
 
 def _is_choice(value: Any) -> bool:

@@ -96,9 +96,15 @@ def find_head(logits: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | No
 
     Found by operation: a linear layer (or a convolution on one place) behind a global average pool, with or without a
     layer norm between (ConvNeXt), or behind a vector; or a 1x1 convolution, with or without ReLU, before
-    a global average pool (SqueezeNet).
+    a global average pool (SqueezeNet). There is none where parts of an image go through the network as images of their
+    own, and their logits stand side by side.
     """
-    last = _skip(logits)
+    head = _linear_head(_skip(logits), constants)
+    each = logits.meta["seen"].shape[1:]
+    return head if head is not None and None not in each and math.prod(each) == len(head.weight) else None
+
+
+def _linear_head(last: fx.Node, constants: Mapping[fx.Node, Tensor]) -> Head | None:
     weight = _weight(last, constants)
     if weight is not None:
         source = _skip(arguments_by_name(last)["input"])

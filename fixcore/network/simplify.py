@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.errors import CaptureError
+from fixcore.network.rectifiers import spell_rectifiers
 from fixcore.network.spelling import spell_alike, spell_linear
 from fixcore.points import is_vector
 from fixcore.rules.convolution import CONVOLUTIONS
@@ -49,6 +50,7 @@ def simplify(graph: fx.Graph, constants: Constants) -> None:
     _fold_constants(graph, constants)
     _refuse_views_of_memory(graph)
     spell_linear(graph, constants)
+    spell_rectifiers(graph, constants)
     graph.eliminate_dead_code()  # what was replaced would still count as a reader
     _fold_batch_norm(graph, constants)
     _skip_idle(graph)

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from fixcore.network.shares import softmax
 from fixcore.rules.attention import looked_at
 from fixcore.rules.convolution import CONVOLUTIONS
-from fixcore.rules.elementwise import LIFTED, PASSES, SCALES, SOFTMAX, factors
+from fixcore.rules.elementwise import LIFTED, PASSES, SCALES, SOFTMAX, factors, turns_round
 from fixcore.rules.layout import LAYOUT, RESHAPES, VIEWS
 from fixcore.structure import Seen
 from fixcore.window import POOLING_SIZES
@@ -237,6 +237,8 @@ def _behind_activation(recording: Recording, node: fx.Node, source: fx.Node, abo
     operation: Callable[..., Tensor] = node.target  # type: ignore[assignment]
     named, values, value = recording.graph.arguments[node], recording.values, recording.values[source]
     share = operation(**fx.node.map_arg(named, values.__getitem__)).float()
+    if turns_round(node):
+        share = -share
     if operation in LIFTED:
         others = {**values, source: value.new_zeros(())}
         lift = operation(**fx.node.map_arg(named, others.__getitem__))

@@ -142,8 +142,10 @@ def _adaptive_max_pool(named: dict[str, Any], parent: fx.Node, number: int) -> S
     return aten.max_pool2d.default, (named["self"], kernel, kernel)
 
 
-def _split(named: dict[str, Any], parent: fx.Node, number: int) -> Same:
+def _split(named: dict[str, Any], parent: fx.Node, number: int) -> Same | None:
     sizes = [part.shape[named["dim"]] for part in parent.meta["seen"]]
+    if None in sizes:  # images are parted from each other
+        return None
     return aten.narrow.default, (named["self"], named["dim"], sum(sizes[:number]), sizes[number])
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from fixcore.points import Points, ravel, unravel
 from fixcore.rules.table import Flow, Visit, rule
+from fixcore.structure import arguments_by_name
 
 aten = torch.ops.aten
 
@@ -117,9 +118,20 @@ REORDERED = (
 )
 """Operations that hold each element of their input once, in whatever order."""
 
+CHOOSES_BY_CONDITION = (aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther)
+"""Operations that choose between elements by a condition, their first argument."""
+
 _REPEATED = (aten.expand.default, aten.repeat.default)
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
 """Operations whose results say how much of something passes."""
+
+
+def turns_round(node: fx.Node) -> bool:
+    """Whether a larger element becomes a smaller one: 1 / x, 1 / sqrt(x)."""
+    if node.target is aten.pow.Tensor_Scalar:
+        exponent = arguments_by_name(node)["exponent"]
+        return isinstance(exponent, int | float) and exponent < 0
+    return node.target in (aten.reciprocal.default, aten.rsqrt.default)
 
 
 @rule(*PASSES, *SCALES, aten.rsub.Scalar, keeps_of_vectors=("self", "input"))
@@ -127,11 +139,14 @@ def same_place(visit: Visit, points: Points) -> Flow:
     """Stay: the element itself was changed, none was moved. Mass: kept whole, but for what no input added.
 
     That is where evidence is net, of sigmoid(x) what it has beyond sigmoid(0), of c - x what x takes away. A softmax
-    sets elements against each other: there one more of the element counts as one more of what it becomes.
+    sets elements against each other: there one more of the element counts as one more of what it becomes. As a divisor,
+    an element speaks against what it divides (see `numerator`), also where 1 / x is an operation of its own.
     """
     name = "self" if "self" in visit.arguments else "input"
     if points.signed and visit.node.target in (*LIFTED, *SOFTMAX):
         points = points.times(_added(visit, visit.tensor(name)).reshape(-1)[points.index])
+    if points.signed and turns_round(visit.node):
+        points = points.times(-1)
     return [(visit.source(name), points)]
 
 
@@ -186,7 +201,7 @@ def taken_branch(visit: Visit, points: Points) -> Flow:
     return [(branch, own.where(goes)) for (branch, own), goes in zip(found, (goes_first, ~goes_first), strict=True)]
 
 
-@rule(aten.where.self, aten.where.ScalarSelf, aten.where.ScalarOther, keeps=("condition",))
+@rule(*CHOOSES_BY_CONDITION, keeps=("condition",))
 def chosen_branch(visit: Visit, points: Points) -> Flow:
     """Choice by a condition: follow the element that was chosen. Mass: kept whole.
 

@@ -76,7 +76,13 @@ class Visit:
 
     def tensor(self, name: str) -> Tensor:
         """Return the value of tensor argument `name`: a constant, or an activation that the rule keeps."""
-        value = self.values[self.source(name)]
+        source = self.source(name)
+        if source not in self.values:
+            raise MissingRule(
+                f"{self.node.target} at node {self.node.name!r} has a {name} that depends on the images"
+                f"{described(self.node)}; its backtracking rule follows none"
+            )
+        value = self.values[source]
         assert isinstance(value, Tensor)
         return value
 

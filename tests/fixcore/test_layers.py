@@ -51,8 +51,9 @@ def test_evidence_around_a_layer_is_left_out(recording):
 
 def test_several_classes_of_one_image_are_listed_one_after_the_other_at_every_layer(recording):
     both = fixcore.Start(torch.tensor([1, 1]), torch.tensor([0, 2]))
+    begins = recording.graph.head.map.meta["position"]
     for node in recording.graph.nodes:
-        if node.meta["is_constant"]:
+        if node.meta["is_constant"] or node.meta["position"] > begins:
             continue
         found = fixcore.backtrack(recording, both, stop_at=node.name)
         assert found.image.tolist() == sorted(found.image.tolist())
@@ -84,3 +85,17 @@ def test_a_layer_that_is_no_map_has_no_place_in_the_image():
     found = fixcore.backtrack(recording, torch.tensor([0, 1]), stop_at="1")
     assert found.place.shape[1] == 1
     assert found.row.isnan().all()
+
+
+def test_layers_behind_the_beginning_and_contrasts_of_neurons_are_refused():
+    images = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    recording = fixcore.capture(network.eval(), images).record(images)
+    target = torch.tensor([0, 1])
+    with pytest.raises(fixcore.TargetError, match=r"layer '4' lies behind '\w+', where the evidence begins"):
+        fixcore.backtrack(recording, target, stop_at="4")
+    assert len(fixcore.backtrack(recording, target, stop_at="4", rules="paper").mass) == 2
+    assert len(fixcore.backtrack(recording, target, stop_at="1").mass) > 2
+    neurons = fixcore.Start(torch.tensor([0]), torch.tensor([3]), layer="0")
+    with pytest.raises(fixcore.TargetError, match="contrast is for class targets"):
+        fixcore.backtrack(recording, neurons, contrast="mean")

@@ -322,3 +322,87 @@ def test_logits_may_come_beside_nothing_else():
     torch.testing.assert_close(recording.logits, network(images)["logits"].detach())
     with pytest.raises(fixcore.CaptureError, match="returns 2 values; wrap it"):
         fixcore.capture(Returns("a tensor").eval(), images)
+
+
+class Writes(nn.Module):
+    """Does more than answer."""
+
+    def __init__(self, into: str) -> None:
+        super().__init__()
+        self.last, self.into = nn.Linear(3, 2), into
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.into == "images":
+            images.sub_(0.5)
+        if self.into == "seen":
+            self.seen.add_(1)
+        means = images.mean((2, 3))
+        if self.into == "branches":
+            means = torch.cond(means.sum() > 0, lambda x: x * 2, lambda x: x + 1, (means,))
+        return self.last(means)
+
+
+@pytest.mark.parametrize(
+    ("into", "said"),
+    [
+        ("images", "writes into the images that it is given"),
+        ("seen", "writes into its buffer 'seen'"),
+        ("branches", "chooses between parts of itself"),
+    ],
+)
+def test_a_model_that_is_no_function_of_the_images_is_refused_in_its_own_words(into, said):
+    with torch.no_grad(), pytest.raises(fixcore.CaptureError, match=said):
+        fixcore.capture(Writes(into).eval(), torch.randn(2, 3, 8, 8))
+
+
+def test_a_program_for_one_number_of_images_or_for_any_size_is_refused():
+    model, images = Writes("nothing").eval(), torch.randn(3, 3, 8, 8)
+    with pytest.raises(fixcore.CaptureError, match="takes exactly 3 images"):
+        fixcore.capture(torch.export.export(model, (images,)), images)
+    anyhow = {0: torch.export.Dim.DYNAMIC, 2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC}
+    with pytest.raises(fixcore.CaptureError, match="images of any size"):
+        fixcore.capture(torch.export.export(model, (images,), dynamic_shapes=(anyhow,)), images)
+
+
+def test_images_of_another_type_are_refused():
+    images = torch.randn(2, 3, 8, 8)
+    graph = fixcore.capture(Writes("nothing").eval(), images)
+    with pytest.raises(fixcore.InputError, match=r"images are torch\.float64 on cpu; .* captured for torch\.float32"):
+        graph.record(images.double())
+
+
+class Scaled(nn.Module):
+    """A linear layer whose weights depend on the images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        means = images.mean((2, 3))
+        return self.last(torch.relu(nn.functional.linear(means, self.hidden.weight * means.mean())))
+
+
+class Doubled(nn.Module):
+    """Sees each image and its mirror image in one batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        one, other = self.last(torch.cat([images, images.flip(3)]).mean((2, 3))).chunk(2)
+        return one + other
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [(Scaled(), "has a weight that depends on the images"), (Doubled(), r"no backtracking rule for aten\.")],
+)
+def test_what_no_rule_follows_is_captured_and_named(model, said):
+    images = torch.randn(2, 3, 8, 8)
+    recording = fixcore.capture(model.eval(), images).record(images)
+    torch.testing.assert_close(recording.logits, model(images))
+    with pytest.raises(fixcore.MissingRule, match=said):
+        fixcore.backtrack(recording, torch.tensor([0, 1]))

@@ -254,3 +254,31 @@ def test_half_precision_and_memory_formats_are_followed_alike() -> None:
     ]
     torch.testing.assert_close(maps[0], maps[1], rtol=1e-3, atol=1e-4)
     assert F.cosine_similarity(maps[0].flatten(1), maps[2].flatten(1)).min() > 0.9
+
+
+class Strongest(nn.Module):
+    """A maximum pool over all places, behind ReLU, of whose channels two never fire."""
+
+    def __init__(self, *, between: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.last = nn.Conv2d(3, 8, 3, 1, 1), nn.Conv2d(8, 6, 3, 2, 1), nn.Linear(6, 5)
+        nn.init.constant_(self.other.bias[:2], -50)
+        nn.init.constant_(self.last.weight[:, :2], -1)
+        self.between = between
+
+    def forward(self, images: Tensor) -> Tensor:
+        strong = F.relu(self.other(F.relu(self.one(images))))
+        return self.last(F.adaptive_max_pool2d(strong.clone() if self.between else strong, 1).flatten(1))
+
+
+def test_a_last_map_counts_as_the_network_has_it():
+    """Where the ReLU is applied by the pool behind it, what is below 0 adds nothing."""
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        graphs = [fixcore.capture(Strongest(between=between).eval(), images) for between in (False, True)]
+    assert all(graph.finer is not None for graph in graphs)
+    one, other = (fixcore.backtrack(graph.record(images), torch.arange(3), rules="finer") for graph in graphs)
+    assert torch.equal(one.col, other.col)
+    assert torch.equal(one.row, other.row)
+    torch.testing.assert_close(one.mass, other.mass)

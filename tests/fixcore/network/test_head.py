@@ -306,3 +306,42 @@ def test_a_map_that_was_turned_before_it_was_flattened_is_not_the_heads():
     assert graph.head is not None
     with torch.no_grad():
         torch.testing.assert_close(graph.embed(images) @ graph.head.weight.T + network.fc.bias, network(images))
+
+
+class Parts(nn.Module):
+    """Both halves of an image go through the network as images of their own; their logits stand side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.map, self.last = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        halves = torch.stack([images[..., :8], images[..., 8:]], 1).flatten(0, 1)
+        return self.last(torch.relu(self.map(halves)).mean((2, 3))).view(len(images), 10)
+
+
+@pytest.mark.parametrize("rules", ["mass", "finer", "paper"])
+def test_logits_of_an_images_parts_have_their_evidence_in_these(rules):
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    graph = fixcore.capture(Parts().eval(), images)
+    recording = graph.record(images)
+    left, right = (fixcore.backtrack(recording, torch.full((3,), at), rules=rules) for at in (0, 5))
+    assert set(left.image.tolist()) == set(right.image.tolist()) == {0, 1, 2}
+    assert int(left.col.max()) < 8 <= int(right.col.min())
+    other = images.clone()
+    other[0] += 1
+    again = fixcore.backtrack(graph.record(other), torch.full((3,), 0), rules=rules)
+    for image in (1, 2):
+        assert torch.equal(again.mass[again.image == image], left.mass[left.image == image])
+    with pytest.raises(fixcore.CaptureError, match="does not end in a linear layer"):
+        graph.embed(images)
+
+
+def test_one_output_is_set_against_nothing():
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1))
+    graph = fixcore.capture(network.eval(), images)
+    assert fixcore.usual_contrast(graph) is None
+    with pytest.raises(fixcore.TargetError, match="one output"):
+        fixcore.backtrack(graph.record(images), torch.zeros(2, dtype=torch.int64), contrast="mean")
