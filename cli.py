@@ -66,6 +66,9 @@ def _one_line_errors(command: Command) -> Command:
             return command(*arguments, **options)
         except KeyboardInterrupt:
             raise typer.Exit(_STOPPED) from None
+        except BrokenPipeError:  # whoever read the result has seen enough of it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
         except typer.Exit:
             raise
         except (AuditError, FixcoreError) as error:
@@ -330,6 +333,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_joined(error.format_message())} (fixaudit --help says more)", file=sys.stderr)
         return _WRONG
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the result has seen enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return code if isinstance(code, int) else 0
 
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import RunFolderError
 from pipeline.files import write_text
 from pipeline.runfolder import RunFolder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def check_out(out: Path, dataset: Path) -> None:
@@ -34,6 +42,34 @@ def refuse_complete(folder: RunFolder) -> None:
         )
 
 
+@contextmanager
+def held(folder: RunFolder) -> Iterator[None]:
+    """Keep the folder to this process; the system lets go of it when the process ends, however it ends.
+
+    Raises RunFolderError where another process holds it, and where it cannot be made. On file systems that know no
+    locks nothing is held.
+    """
+    try:
+        if folder.path.is_file():
+            raise RunFolderError(f"{folder.path} is there and is no run of fixaudit; choose another --name or --out")
+        folder.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder.path, os.O_RDONLY)
+    except OSError as error:
+        raise RunFolderError(f"cannot write {folder.path}: {error.strerror or error}") from error
+    try:
+        if fcntl is not None:
+            with suppress(OSError):
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RunFolderError(
+                        f"{folder.path} is being written by another process; wait for it, or choose another --name"
+                    ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
 def claim_folder(folder: RunFolder, fingerprint: str, *, overwrite: bool) -> bool:
     """Make the folder ready for the run with this fingerprint; True if a stopped run of the same can go on in it.
 
@@ -51,9 +87,10 @@ def claim_folder(folder: RunFolder, fingerprint: str, *, overwrite: bool) -> boo
             raise RunFolderError(f"{folder.path} is there and is no run of fixaudit; choose another --name or --out")
         goes_on = not folder.is_complete and marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint
         if not goes_on:
-            _clear(folder)
-        for left in [*folder.evidence.glob(".*.partial"), *folder.work.rglob(".*.partial")]:  # of a killed process
-            left.unlink()
+            _clear(folder, marker)
+        for where in (folder.path.glob, folder.evidence.glob, folder.work.rglob):
+            for left in where(".*.partial"):  # of a killed process
+                left.unlink()
         write_text(fingerprint, marker)
     except OSError as error:
         raise RunFolderError(f"cannot write {folder.path}: {error.strerror or error}") from error
@@ -67,13 +104,18 @@ def _holds_something(folder: RunFolder) -> bool:
     return any(path.is_file() or path != folder.work for path in folder.path.rglob("*") if path.suffix != ".partial")
 
 
-def _clear(folder: RunFolder) -> None:
-    # run.json first: from then on the folder is no complete run. review.csv stays until the new run writes its own:
-    # a person's work is in it.
+def _clear(folder: RunFolder, marker: Path) -> None:
+    # A marker before all else, by which the folder is known as ours whenever this is stopped, and then run.json: from
+    # then on it is no complete run. review.csv stays until the new run writes its own: a person's work is in it.
+    if folder.is_complete:
+        write_text("", marker)
     pages = (folder.report, folder.review_page)
     for path in (folder.run_json, *pages, folder.summary, folder.issues, folder.audit, folder.manifest):
         path.unlink(missing_ok=True)
-    # the marker last: until then the folder is known as ours
-    for path in (folder.evidence, folder.work):
+    if folder.evidence.is_dir():
+        shutil.rmtree(folder.evidence)
+    for path in folder.work.iterdir() if folder.work.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path)
+        elif path != marker:
+            path.unlink()

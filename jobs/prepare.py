@@ -145,7 +145,8 @@ class Preparation:
         names = self.manifest.class_names
         ids = self.manifest.table["image_id"].combine_chunks().cast(pa.string())
         shape = (len(ids), len(names))
-        unsorted = stream_probabilities(Path(self.config.probs), ids.to_pylist(), names, excuse=self._unreadable)
+        excuse = functools.partial(_unreadable, self.manifest)
+        unsorted = stream_probabilities(Path(self.config.probs), ids.to_pylist(), names, excuse=excuse)
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             beside = Path(folder) / "probabilities.npy"
             _laid_out(beside, np.float32, shape)
@@ -232,13 +233,22 @@ class Preparation:
                 for _ in results:
                     pass
 
-    def _unreadable(self, ids: list[str]) -> list[str]:
-        """Return those of these images that cannot be read; of many, the first are asked."""
-        rows = pa.concat_tables([shard.rows for shard in self.manifest.shards()])
-        table = rows.filter(pc.is_in(rows["image_id"], pa.array(ids[:_MOST_EXCUSED], rows["image_id"].type)))
-        found = decode_shard(Shard(0, table), PREVIEW).rows
-        pairs = zip(found["image_id"].to_pylist(), found["status"].to_pylist(), strict=True)
-        return [image_id for image_id, status in pairs if status == "error"]
+
+def check_probabilities(config: RunConfig, manifest: Manifest) -> None:
+    """Raise ProbabilitiesError for a file of probabilities that a run could not use."""
+    assert config.probs is not None
+    ids, excuse = manifest.table["image_id"].to_pylist(), functools.partial(_unreadable, manifest)
+    for _ in stream_probabilities(Path(config.probs), ids, manifest.class_names, excuse=excuse):
+        pass
+
+
+def _unreadable(manifest: Manifest, ids: list[str]) -> list[str]:
+    """Return those of these images that cannot be read; of many, the first are asked."""
+    rows = pa.concat_tables([shard.rows for shard in manifest.shards()])
+    table = rows.filter(pc.is_in(rows["image_id"], pa.array(ids[:_MOST_EXCUSED], rows["image_id"].type)))
+    found = decode_shard(Shard(0, table), PREVIEW).rows
+    pairs = zip(found["image_id"].to_pylist(), found["status"].to_pylist(), strict=True)
+    return [image_id for image_id, status in pairs if status == "error"]
 
 
 def _train_one(work: str, plan: TrainPlan, item: tuple[int, str], tell: Tell) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -47,6 +48,29 @@ def conclude(folder: RunFolder, class_names: Sequence[str], wrong: Mapping[str, 
     write_audit(folder, class_names, wrong)
     write_issues(folder)
     return dataclasses.asdict(write_summary(folder, class_names))
+
+
+def check_evidence(folder: RunFolder) -> None:
+    """Raise RunFolderError where the evidence is not that of the manifest's images: a part is missing, or one too many.
+
+    An audit of what is left would look whole.
+    """
+    manifest = pq.read_table(folder.manifest, columns=["image_id", "shard"]).to_pandas()
+    expected = {folder.evidence_part(shard): set(ids) for shard, ids in manifest.groupby("shard")["image_id"]}
+    found = set(folder.evidence_parts())
+    wrong = sorted(found ^ expected.keys())
+    try:
+        for part, ids in expected.items() if not wrong else ():
+            own = pq.read_table(part, columns=["image_id"])["image_id"].to_pylist()
+            if len(own) != len(ids) or set(own) != ids:
+                wrong.append(part)
+    except (OSError, pa.ArrowException) as error:
+        raise RunFolderError(f"the evidence of {folder.path} cannot be read: {error}") from error
+    if wrong:
+        what = "is missing" if wrong[0] not in found else "is not this run's"
+        raise RunFolderError(
+            f"the evidence of {folder.path} is not whole: {wrong[0].name} {what}; run the audit again with --overwrite"
+        )
 
 
 def write_pages(folder: RunFolder) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
+from jobs.claim import held
 from jobs.progress import Reporter
-from jobs.result import RunResult, conclude, read_facts, result_of, write_pages
+from jobs.result import RunResult, check_evidence, conclude, read_facts, result_of, write_pages
 from pipeline.audit.flags import read_audited_classes, scan
 from pipeline.audit.review import earlier_verdicts, known_verdicts, read_verdicts
 from pipeline.files import write_json
@@ -23,12 +25,18 @@ def review_run(folder: RunFolder, file: Path | None, reporter: Reporter) -> RunR
     call again makes it whole.
 
     Raises:
-        RunFolderError: no complete run, or one that cannot be written.
+        RunFolderError: no complete run, one whose evidence is not whole, or one that cannot be written.
         VerdictsError: the file cannot be read, holds no verdict, or is of another dataset.
 
     """
-    began = time.perf_counter()
     facts = read_facts(folder)
+    with held(folder):
+        return _reviewed(folder, facts, file, reporter)
+
+
+def _reviewed(folder: RunFolder, facts: dict[str, Any], file: Path | None, reporter: Reporter) -> RunResult:
+    began = time.perf_counter()
+    check_evidence(folder)
     path = file or folder.review
     manifest = pa.Table.from_batches(scan([folder.manifest], ["image_id", "label_name"]))
     verdicts, warnings = known_verdicts(read_verdicts(path), manifest, path)

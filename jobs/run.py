@@ -26,11 +26,11 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from jobs.claim import check_out, claim_folder, refuse_complete
+from jobs.claim import check_out, claim_folder, held, refuse_complete
 from jobs.engine import Engine
 from jobs.inprocess import InProcess
 from jobs.machine import usable_device
-from jobs.prepare import PREVIEW, Preparation, Prepared
+from jobs.prepare import PREVIEW, Preparation, Prepared, check_probabilities
 from jobs.progress import Reporter
 from jobs.result import RunResult, conclude, result_of, write_pages
 from jobs.shards import CommitEvidence, is_committed
@@ -99,32 +99,35 @@ class _Run:
         folder = self._folder(digest)
         if verdicts is None:
             verdicts = self._kept_verdicts(folder, manifest)
-        goes_on = claim_folder(folder, digest, overwrite=config.overwrite)
-        for line in manifest.warnings:
-            self._warn(line)
-        if goes_on:
-            self.reporter.say(f"going on with the run in {folder.path}")
-        write_parquet(manifest.table, folder.manifest, schema.MANIFEST)
-        try:
-            with self.given_engine or _engine_for(config, len(manifest), device) as engine:
-                prepared = self._prepare(engine, folder, manifest, self._plan(manifest, loaded, device))
-                with self._timed("evidence"):
-                    self._collect_evidence(engine, folder, manifest, prepared, digest)
-        except KeyboardInterrupt:
-            self.reporter.say(
-                f"stopped; what is done is kept in {folder.path}, and the same command goes on from there"
-            )
-            raise
-        with self._timed("audit"):
-            summary = conclude(folder, manifest.class_names, verdicts)
-        with self._timed("report"):
-            write_pages(folder)
-        result = result_of(folder, summary, gates, seconds=self._seconds(), warnings=self.warnings)
-        write_json(self._facts(manifest, loaded, prepared.plan, result.counts), folder.run_json)
-        shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
-        if config.junit is not None:
-            write_junit(Path(config.junit), gates, summary)
-        return result
+        if config.probs is not None and config.overwrite and folder.is_complete:  # which would be gone
+            check_probabilities(config, manifest)
+        with held(folder):
+            goes_on = claim_folder(folder, digest, overwrite=config.overwrite)
+            for line in manifest.warnings:
+                self._warn(line)
+            if goes_on:
+                self.reporter.say(f"going on with the run in {folder.path}")
+            write_parquet(manifest.table, folder.manifest, schema.MANIFEST)
+            try:
+                with self.given_engine or _engine_for(config, len(manifest), device) as engine:
+                    prepared = self._prepare(engine, folder, manifest, self._plan(manifest, loaded, device))
+                    with self._timed("evidence"):
+                        self._collect_evidence(engine, folder, manifest, prepared, digest)
+            except KeyboardInterrupt:
+                self.reporter.say(
+                    f"stopped; what is done is kept in {folder.path}, and the same command goes on from there"
+                )
+                raise
+            with self._timed("audit"):
+                summary = conclude(folder, manifest.class_names, verdicts)
+            with self._timed("report"):
+                write_pages(folder)
+            result = result_of(folder, summary, gates, seconds=self._seconds(), warnings=self.warnings)
+            write_json(self._facts(manifest, loaded, prepared.plan, result.counts), folder.run_json)
+            shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
+            if config.junit is not None:
+                write_junit(Path(config.junit), gates, summary)
+            return result
 
     def _read_manifest(self, class_names: Sequence[str] | None) -> Manifest:
         config = self.config
@@ -184,13 +187,17 @@ class _Run:
             raise ModelError(f"{error}; {below}") from error
 
     def _digest(self, manifest: Manifest, loaded: LoadedModel | None) -> str:
-        """Fingerprint of all that decides the evidence: columns, settings, dataset, model, probabilities brought."""
+        """Fingerprint of all that decides the evidence.
+
+        Columns, settings, dataset, model, versions, probabilities brought.
+        """
         parts = [
             f"schema {schema.VERSION}",
             self.config.fingerprint(),
             str(Path(self.config.dataset).resolve()),
             manifest.fingerprint,
-            loaded.digest if loaded else "",
+            loaded.fingerprint if loaded else "",
+            *(f"{package} {version(package)}" for package in ("fixaudit", "torch", "torchvision")),
         ]
         if self.config.probs is not None and Path(self.config.probs).is_file():
             with Path(self.config.probs).open("rb") as file:

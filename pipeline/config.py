@@ -175,6 +175,9 @@ def resolve_config(toml: Path | None, environ: Mapping[str, str], flags: Mapping
 
 
 def _check_together(config: RunConfig) -> None:
+    for key, told in ((one.name, getattr(config, one.name)) for one in fields(config)):
+        if isinstance(told, str) and told.encode(errors="replace") != told.encode(errors="surrogateescape"):
+            raise ConfigError(f"{key} is {told!a}, which is no text in UTF-8; rename the file or folder")
     if not config.dataset:
         raise ConfigError("no dataset: name a folder of class folders, or a CSV or Parquet manifest")
     if config.predict == "direct" and config.model is None:
@@ -185,6 +188,8 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError(f"--probs is for --predict probs, not for {config.predict}; leave out one of the two")
     if config.weights is not None and config.model is None:
         raise ConfigError("--weights needs the network that they fit: give --model")
+    if config.name is not None and (config.name in ("", ".", "..") or Path(config.name).name != config.name):
+        raise ConfigError(f"name is {config.name!r}; it must be the name of one folder, inside of --out")
     parse_gates(config.fail_on or "")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from pipeline.errors import RunFolderError
 
@@ -32,8 +33,8 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(written.fileno())
         partial.chmod(0o666 & ~_umask())
         partial.replace(path)
-    except OSError as error:
-        raise RunFolderError(f"cannot write {path}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunFolderError(f"cannot write {path}: {getattr(error, 'strerror', None) or error}") from error
     finally:
         partial.unlink(missing_ok=True)
 

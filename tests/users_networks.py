@@ -90,3 +90,15 @@ def scrambled() -> nn.Module:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         return Scrambled()
+
+
+class Normed(Bright):
+    """Divides by what it saw: 0 by 0, of a black picture."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        seen = self.look(images).add(0.5).mean((2, 3))
+        return self.judge(seen / seen)
+
+
+def normed() -> nn.Module:
+    return Normed()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager, suppress
@@ -159,6 +160,16 @@ def _own_numbers(model: nn.Module) -> list[tuple[str, str, float]]:
     ]
 
 
+def written(model: nn.Module) -> Iterator[object]:
+    """Yield what decides what a network computes beside its parameters and buffers: layers, numbers, its code."""
+    yield re.sub(r" at 0x[0-9a-fA-F]+", "", repr(model))
+    yield _own_numbers(model)
+    for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
+        yield kind.__module__, kind.__qualname__
+        with suppress(OSError, TypeError):  # built in a notebook or by exec: there is no source to read
+            yield inspect.getsource(kind)
+
+
 def _key(model: nn.Module, example: Tensor) -> str:
     """Digest of all that the structure of a network may follow from."""
     digest = hashlib.sha256()
@@ -166,12 +177,7 @@ def _key(model: nn.Module, example: Tensor) -> str:
     def told() -> Iterator[object]:
         yield from (_FORMAT, torch.__version__, tuple(example.shape[1:]), example.dtype, example.device.type)
         yield sorted(str(operation) for operation in FOLLOWED)
-        yield repr(model)
-        yield _own_numbers(model)
-        for kind in sorted({type(module) for module in model.modules()}, key=lambda kind: kind.__qualname__):
-            yield kind.__module__, kind.__qualname__
-            with suppress(OSError, TypeError):  # built in a notebook or by exec: there is no source to read
-                yield inspect.getsource(kind)
+        yield from written(model)
 
     for part in told():
         digest.update(f"{part}\0".encode())

@@ -51,6 +51,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _WHITE = (255, 255, 255)
+_AT_ONCE = 1 << 20
+"""Pixels of a grey picture that are scaled at once: of a large one, numbers of all would fill the memory."""
 
 
 class ImageError(Exception):
@@ -128,16 +130,23 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 def _from_grey(image: Image.Image, tops: tuple[int, ...]) -> Image.Image:
     """Scale grey values to 8 bits: from 0 to the first of `tops` that none exceeds, else from their own range."""
-    values = np.asarray(image).astype(np.float32)
-    finite = np.isfinite(values)
-    low, high = (
-        float(end(values, where=finite, initial=start)) for end, start in ((np.min, np.inf), (np.max, -np.inf))
-    )
+    stored = np.asarray(image)
+    step = max(1, _AT_ONCE // max(1, stored.shape[1]))
+    strips = [slice(start, start + step) for start in range(0, len(stored), step)]
+    low, high = np.inf, -np.inf
+    for strip in strips:
+        values = stored[strip].astype(np.float32)
+        finite = np.isfinite(values)
+        low = min(low, float(np.min(values, where=finite, initial=np.inf)))
+        high = max(high, float(np.max(values, where=finite, initial=-np.inf)))
     top = next((float(top) for top in tops if low >= 0 and high <= top), None)
     bottom, span = (0.0, top) if top is not None else (low, max(high - low, 1e-30))
-    with np.errstate(invalid="ignore", over="ignore"):
-        scaled = np.rint((values - bottom) * (255 / span))
-    grey = np.where(finite, np.clip(scaled, 0, 255), 0).astype(np.uint8)
+    grey = np.empty(stored.shape, np.uint8)
+    for strip in strips:
+        values = stored[strip].astype(np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = np.rint((values - bottom) * (255 / span))
+        grey[strip] = np.where(np.isfinite(values), np.clip(scaled, 0, 255), 0)
     return Image.fromarray(grey).convert("RGB")
 
 

@@ -64,6 +64,9 @@ class FeatureStep:
         return features
 
 
+_NO_LOGITS = "the model's logits for this image are not finite (NaN or infinity)"
+
+
 class EvidenceStep:
     """Decoded shard -> evidence rows; models are loaded once, here."""
 
@@ -82,11 +85,31 @@ class EvidenceStep:
                     self._say(rows[at], brought[at])
         else:
             for batch in _batches(readable, self._plan.batch_size):
-                self._audit_batch(shard, batch, rows, brought)
+                try:
+                    self._audit_batch(shard, batch, rows, brought)
+                except fixcore.InputError:  # one image without finite logits: the others are judged without it
+                    fine = self._has_logits(shard, batch, rows, squeezed=brought is None)
+                    if fine.all() or (len(batch) > 1 and not fine.any()):  # the model is broken, and not an image
+                        raise
+                    for at in batch[~fine]:
+                        rows[at].update(status="error", error=_NO_LOGITS)
+                    if fine.any():
+                        self._audit_batch(shard, batch[fine], rows, brought)
         for row in rows:
             if row["status"] == "error":
                 row.update(_NOTHING)
         return pa.Table.from_pylist(rows, schema=schema.EVIDENCE)
+
+    def _has_logits(
+        self, shard: DecodedShard, batch: NDArray[np.int64], rows: list[dict[str, Any]], *, squeezed: bool
+    ) -> NDArray[np.bool_]:
+        """Return which images the model has finite logits for, bool (n,): as they are and, where asked, smoothed."""
+        images = self._judge.images(shard.pixels[batch])
+        folds = np.array([rows[at]["fold"] for at in batch], dtype=np.int16)
+        looks = [images, median_smoothed(images)] if self._plan.drift and squeezed else [images]
+        finite = [self._judge.probabilities(one, folds).isfinite().all(1).numpy() for one in looks]
+        together: NDArray[np.bool_] = np.logical_and.reduce(finite)
+        return together
 
     def _audit_batch(
         self, shard: DecodedShard, batch: NDArray[np.int64], rows: list[dict[str, Any]], brought: Any

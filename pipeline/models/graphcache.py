@@ -15,8 +15,15 @@ _FILES = 64
 
 
 def default_folder() -> Path:
-    """Return where captured networks are kept: `fixaudit/graphs` in $XDG_CACHE_HOME, or in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fixaudit" / "graphs"
+    """Return where captured networks are kept: `fixaudit/graphs` in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Users without a home, as in some containers, get a folder that cannot be made: nothing is kept.
+    """
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        cache = Path(os.devnull)
+    return cache / "fixaudit" / "graphs"
 
 
 class GraphCache(MutableMapping[str, str]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -19,6 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fixcore.network.capture import written
 from pipeline.errors import ConfigError, ModelError
 from pipeline.geometry import InputSpec
 from pipeline.models.downloads import fetch_weights
@@ -44,6 +46,13 @@ class LoadedModel:
     """sha256 of the weights."""
     new_head: tuple[str, ...] = ()
     """Tensors of the last layer that start anew, since `classes` is not what the weights were made for."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of all that decides what it says of an image file: weights, layers, code, how images are shown."""
+        layers = written(self.module) if isinstance(self.module, nn.Module) else ()
+        told = (self.digest, str(self.input), *map(str, layers))
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
 
 
 def load_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import shutil
 from collections.abc import Iterator
@@ -16,14 +17,19 @@ import torch
 from PIL import Image
 from rich.console import Console
 
+import fixcore
+from jobs.claim import held
 from jobs.inprocess import InProcess
 from jobs.local import LocalRay
 from jobs.progress import Reporter
 from jobs.result import RunResult
+from jobs.review import review_run
 from jobs.run import _engine_for, run_audit
 from pipeline import schema
 from pipeline.config import RunConfig, resolve_config
 from pipeline.errors import AuditError, RunFolderError, VerdictsError
+from pipeline.geometry import InputSpec
+from pipeline.models.loading import load_model
 from pipeline.runfolder import RunFolder
 from tests.users_networks import bright, scrambled
 
@@ -333,3 +339,111 @@ def test_ray_and_this_process_find_the_same(
     assert by_ray.counts == here.counts
     if settings["predict"] == "direct":
         assert_same(evidence_of(by_ray.folder), evidence_of(here.folder))
+
+
+def test_a_review_of_evidence_that_is_not_whole_changes_nothing(dataset: Path, tmp_path: Path) -> None:
+    folder = audited(dataset, tmp_path, predict="direct", model="tests.users_networks:bright", shard_size=10).folder
+    (folder.path / "said.csv").write_text("image_id,verdict\nbright/00.png,wrong\n")
+    before, part = folder.audit.read_bytes(), folder.evidence_part(1)
+
+    def review() -> RunResult:
+        return review_run(folder, folder.path / "said.csv", Reporter(quiet=True, console=Console(file=io.StringIO())))
+
+    kept = part.read_bytes()
+    part.unlink()
+    with pytest.raises(RunFolderError, match=r"is not whole: part-00001\.parquet is missing; run the audit again"):
+        review()
+    part.write_bytes(folder.evidence_part(4).read_bytes())
+    with pytest.raises(RunFolderError, match=r"part-00001\.parquet is not this run's"):
+        review()
+    part.write_bytes(kept)
+    folder.evidence_part(5).write_bytes(kept)
+    with pytest.raises(RunFolderError, match=r"part-00005\.parquet is not this run's"):
+        review()
+    assert folder.audit.read_bytes() == before
+    folder.evidence_part(5).unlink()
+    assert review().counts["images"] == 2 * COUNT + 1
+
+
+def test_two_processes_do_not_write_one_folder(dataset: Path, tmp_path: Path) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright"}
+    with held(RunFolder(tmp_path / "r")), pytest.raises(RunFolderError, match="is being written by another process"):
+        audited(dataset, tmp_path, **settings)
+    folder = audited(dataset, tmp_path, **settings).folder
+    with held(folder), pytest.raises(RunFolderError, match="is being written by another process"):
+        review_run(folder, None, Reporter(quiet=True, console=Console(file=io.StringIO())))
+
+
+def test_a_complete_run_stays_where_the_new_probabilities_do_not_serve(dataset: Path, tmp_path: Path) -> None:
+    folder = audited(dataset, tmp_path, predict="direct", model="tests.users_networks:bright").folder
+    (tmp_path / "probs.csv").write_text("image_id,bright,dark\nbright/00.png,0.5,0.5\n")
+    with pytest.raises(AuditError, match="images have no row"):
+        audited(dataset, tmp_path, predict="probs", probs=tmp_path / "probs.csv", overwrite=True)
+    assert folder.is_complete
+    assert folder.report.is_file()
+
+
+@pytest.mark.parametrize("at", range(6))
+def test_a_run_that_is_killed_while_it_replaces_another_can_be_given_again(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    settings = {"predict": "direct", "model": "tests.users_networks:bright", "overwrite": True}
+    folder = audited(dataset, tmp_path, **settings).folder
+    left = [at]
+
+    def until_killed(before: Any) -> Any:
+        def one(*arguments: Any, **more: Any) -> Any:
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return before(*arguments, **more)
+
+        return one
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", until_killed(Path.unlink))
+        patch.setattr(shutil, "rmtree", until_killed(shutil.rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            audited(dataset, tmp_path, **settings)
+    assert audited(dataset, tmp_path, **settings).folder.is_complete
+    assert folder.review.is_file()
+
+
+def test_code_of_the_network_counts_for_going_on(dataset: Path, tmp_path: Path) -> None:
+    """A stopped run of the same weights in another network, or shown otherwise, is not gone on with."""
+    source = """
+import torch
+from torch import nn
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), {}, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+"""
+    prints = []
+    for number, act in enumerate(("nn.ReLU()", "nn.GELU()", "nn.ReLU()")):
+        path = tmp_path / f"mine{number}.py"
+        path.write_text(source.format(act))
+        loaded = load_model(f"{path}:network")
+        prints.append(loaded.fingerprint)
+        assert dataclasses.replace(loaded, input=InputSpec(size=20)).fingerprint != loaded.fingerprint
+    assert prints[0] == prints[2] != prints[1]
+
+
+def test_an_image_without_finite_logits_is_a_row_with_a_reason(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    for name in ("bright", "dark"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    Image.new("RGB", (24, 24)).save(tmp_path / "data" / "dark" / "black.png")
+    result = audited(tmp_path / "data", tmp_path, predict="direct", model="tests.users_networks:normed")
+    evidence = evidence_of(result.folder)
+    assert evidence.index[evidence.status == "error"].tolist() == ["dark/black.png"]
+    assert "not finite" in evidence.loc["dark/black.png", "error"]
+    assert evidence.loc["dark/black.png", ["pred", "probs", "pred_box"]].isna().all()
+    assert evidence[evidence.status == "ok"].pred_fix_x.notna().all()
+    for path in (tmp_path / "data").rglob("*.png"):
+        Image.new("RGB", (24, 24)).save(path)
+    with pytest.raises(fixcore.InputError, match="NaN or infinity"):  # of all: the network is broken
+        audited(tmp_path / "data", tmp_path / "all", predict="direct", model="tests.users_networks:normed")
