@@ -30,6 +30,7 @@ RECTIFIERS = frozenset(
         aten.clamp.default,
         aten.clamp_min.default,
         aten.leaky_relu.default,
+        aten.prelu.default,
         aten.rrelu.default,
         aten.threshold.default,
         aten.elu.default,

@@ -88,7 +88,7 @@ def test_deconvnet_lets_through_what_is_positive_whatever_the_image_did() -> Non
 
 @pytest.mark.parametrize(
     "activation",
-    [nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.SELU, nn.CELU, nn.RReLU, partial(nn.Threshold, 0.1, 0.0)],
+    [nn.ReLU6, nn.SiLU, nn.GELU, nn.Hardswish, nn.SELU, nn.CELU, nn.RReLU, nn.PReLU, partial(nn.Threshold, 0.1, 0.0)],
 )
 def test_other_rectifiers_are_guided_by_their_own_derivative(images: Tensor, activation: type[nn.Module]) -> None:
     model = Small(activation=activation)
