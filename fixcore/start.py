@@ -44,22 +44,29 @@ def class_starts(recording: Recording, target: Tensor) -> Start:
     Of a caption's logits (N, S, K), at one per image and word: `target` is (N, S), and the words of an image follow
     each other in the start. Raises TargetError for another shape or a class that does not exist.
     """
-    *asked, classes = recording.logits.shape
-    if list(target.shape) != asked:
-        what = "one class per image is" if len(asked) == 1 else "one class per image and word is"
-        raise TargetError(f"target is {tuple(target.shape)}; {what} {tuple(asked)}")
-    if target.is_floating_point() or target.dtype == torch.bool:
-        raise TargetError(f"target is {target.dtype}; class ids are integers")
-    target = target.to(recording.logits.device, torch.int64)
-    if bool(((target < -1) | (target >= classes)).any()):
-        wrong = sorted({int(at) for at in target.flatten() if not -1 <= int(at) < classes})
-        raise TargetError(f"target holds {wrong[:5]}; the network has classes 0..{classes - 1}")
+    classes = recording.logits.shape[-1]
+    target = _class_ids(recording.logits, target, least=-1)
     image = torch.arange(len(target), device=target.device)
     if target.dim() == 1:
         return Start(image, target)
     word = torch.arange(target.shape[1], device=target.device)
     position = torch.where(target < 0, -1, word * classes + target)
     return Start(image.repeat_interleave(target.shape[1]), position.flatten())
+
+
+def class_of_each(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the class asked for of each image, int64 (N,) on the device of the logits (N, K).
+
+    Raises TargetError for a caption's logits, for another shape or type, and for a class that does not exist.
+    """
+    if logits.dim() != 2:
+        raise TargetError(f"target is one class per image, which logits {tuple(logits.shape)} of a caption do not have")
+    return _class_ids(logits, target, least=0)
+
+
+def scores_of(logits: Tensor, target: Tensor) -> Tensor:
+    """Return each image's logit of its target (N,); TargetError as `class_of_each`."""
+    return logits.gather(1, class_of_each(logits, target)[:, None])[:, 0]
 
 
 def checked(recording: Recording, start: Start) -> Start:
@@ -86,6 +93,21 @@ def checked(recording: Recording, start: Start) -> Start:
         there = f"the network has classes 0..{classes - 1}" if start.layer is None else "neurons are counted from 0"
         raise TargetError(f"target holds {target[unknown][:5].tolist()}; {there}, and -1 asks for none")
     return replace(start, image=image, target=target)
+
+
+def _class_ids(logits: Tensor, target: Tensor, *, least: int) -> Tensor:
+    """Say classes, one for each row of logits (..., K), as int64 on their device; TargetError as `class_starts`."""
+    *asked, classes = logits.shape
+    if list(target.shape) != asked:
+        what = "one class per image is" if len(asked) == 1 else "one class per image and word is"
+        raise TargetError(f"target is {tuple(target.shape)}; {what} {tuple(asked)}")
+    if target.is_floating_point() or target.dtype == torch.bool:
+        raise TargetError(f"target is {target.dtype}; class ids are integers")
+    target = target.to(logits.device, torch.int64)
+    if bool(((target < least) | (target >= classes)).any()):
+        wrong = sorted({int(at) for at in target.flatten() if not least <= int(at) < classes})
+        raise TargetError(f"target holds {wrong[:5]}; the network has classes 0..{classes - 1}")
+    return target
 
 
 def usual_contrast(graph: Graph) -> Contrast | None:

@@ -10,9 +10,10 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from fixcore.baselines.gradients import guided_gradient
-from fixcore.baselines.replay import gradients_allowed, replay, scores_of
+from fixcore.baselines.replay import gradients_allowed, replay
 from fixcore.errors import CaptureError
 from fixcore.network.graph import Graph
+from fixcore.start import class_of_each, scores_of
 
 
 def cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
@@ -25,7 +26,7 @@ def cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
     if head is None or len(head.places) < 2:
         raise CaptureError("the network has no class map: it does not end in an average pool and a linear layer")
     recording = graph.record(images)
-    scores_of(recording.logits, target)
+    target = class_of_each(recording.logits, target)
     value = recording.values[head.map]
     weight = head.on_map(head.weight[target]).to(value.dtype)
     map_ = (head.by_place(value) @ weight[:, :, None])[:, :, 0].float()

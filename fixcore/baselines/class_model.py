@@ -27,7 +27,7 @@ def class_model(
         raise InputError(f"steps must be 1 or more, not {steps}")
     seen = graph.images.meta["seen"]
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(len(target), *graph.input_shape, generator=generator) * 0.01
+    images = torch.randn(target.numel(), *graph.input_shape, generator=generator) * 0.01
     images = images.to(seen.device, seen.dtype)
     for _ in range(steps):
         slope = input_gradient(graph, images, target)

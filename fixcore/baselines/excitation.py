@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.baselines.class_maps import enlarged, map_extent
-from fixcore.baselines.replay import gradients_allowed, replay, scores_of
+from fixcore.baselines.replay import gradients_allowed, replay
 from fixcore.errors import CaptureError, MissingRule
 from fixcore.network.graph import Graph
 from fixcore.rules import LAYOUT
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import PASSES, SCALES
+from fixcore.start import class_of_each
 
 aten = torch.ops.aten
 
@@ -72,7 +73,7 @@ def _read(graph: Graph, images: Tensor, target: Tensor, layer: str | None, *, co
     with gradients_allowed():
         with torch.no_grad():
             values = replay(graph, images)
-        scores_of(values[graph.logits], target)
+        target = class_of_each(values[graph.logits], target)
         asked = torch.zeros_like(values[graph.logits]).scatter_(1, target[:, None], 1.0)
         waiting: dict[fx.Node, Tensor] = {graph.logits: asked}
         for node in reversed(graph.nodes):

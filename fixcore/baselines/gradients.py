@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fixcore.baselines.replay import Way, gradients_allowed, replay, scores_of
+from fixcore.baselines.replay import Way, gradients_allowed, replay
 from fixcore.network.graph import Graph
+from fixcore.start import scores_of
 
 
 def gradient(graph: Graph, images: Tensor, target: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fixcore.baselines.replay import scores_of
 from fixcore.errors import InputError
 from fixcore.network.graph import Graph
+from fixcore.start import scores_of
 
 
 def occlusion(

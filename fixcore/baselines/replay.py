@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fixcore.errors import TargetError
 from fixcore.network.graph import Graph
 from fixcore.network.simplify import IN_PLACE
 
@@ -69,17 +68,6 @@ def replay(graph: Graph, images: Tensor, *, way: Way | None = None) -> dict[fx.N
 def gradients_allowed() -> torch.inference_mode:
     """Return a context in which gradients are recorded, whatever the caller's mode."""
     return torch.inference_mode(False)
-
-
-def scores_of(logits: Tensor, target: Tensor) -> Tensor:
-    """Return each image's logit of its target (N,); TargetError for targets that are not one class per image."""
-    if logits.dim() != 2 or target.shape != logits.shape[:1] or target.is_floating_point():
-        raise TargetError(
-            f"target is {target.dtype} {tuple(target.shape)} for logits {tuple(logits.shape)}; give one class per image"
-        )
-    if bool(((target < 0) | (target >= logits.shape[1])).any()):
-        raise TargetError(f"target holds classes outside 0..{logits.shape[1] - 1}")
-    return logits.gather(1, target.to(logits.device)[:, None])[:, 0]
 
 
 class _Rectifier(torch.autograd.Function):

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from fixcore.errors import InputError
 from fixcore.network.graph import Graph
+from fixcore.start import scores_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,7 +37,8 @@ def insertion_and_deletion(
     pixels out of 224, deletion ends with the mean colour (0). The area is the trapezoids'. Source: Petsiuk et al.,
     RISE, 4.2, which orders single pixels and takes as many as a row has at a time.
 
-    Raises InputError for maps of another size, and for fewer than one step or cell.
+    Raises InputError for maps of another size, and for fewer than one step or cell; TargetError for targets that are
+    not one class per image.
     """
     if maps.shape != (len(images), *images.shape[2:]) or steps < 1 or grid < 1:
         raise InputError(f"maps are {tuple(maps.shape)} for images {tuple(images.shape)}; steps {steps}, grid {grid}")
@@ -89,7 +91,7 @@ def _blurred(images: Tensor) -> Tensor:
 
 
 def _probability(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
-    return graph.classify(images).float().softmax(1).gather(1, target[:, None])[:, 0]
+    return scores_of(graph.classify(images).float().softmax(1), target)
 
 
 def _area(values: list[Tensor]) -> Tensor:

@@ -43,13 +43,14 @@ def best_iou(boxes: Tensor, truths: Tensor) -> Tensor:
     `boxes` is (N, 4), or (N, R, 4) where any of R boxes may hit; `truths` (N, B, 4). Raises InputError where they
     disagree.
     """
-    if boxes.dim() not in (2, 3) or truths.dim() != 3 or len(boxes) != len(truths):
+    counted = boxes.dim() in (2, 3) and truths.dim() == 3 and len(boxes) == len(truths)
+    if not counted or boxes.shape[-1] != 4 or truths.shape[-1] != 4:
         raise InputError(
             f"boxes are (N, 4) or (N, R, 4) and true boxes (N, B, 4), not {tuple(boxes.shape)}, {tuple(truths.shape)}"
         )
-    if truths.shape[1] == 0:
+    by_box = boxes.float().reshape(len(boxes), boxes.shape[1] if boxes.dim() == 3 else 1, 1, 4)
+    if by_box.shape[1] == 0 or truths.shape[1] == 0:
         return torch.zeros(len(boxes))
-    by_box = boxes.float().view(len(boxes), -1, 1, 4)
     return torch.nan_to_num(box_iou(by_box, truths[:, None].float()), nan=0.0).amax((1, 2))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import fixcore
 from fixcore import metrics
-from fixcore.errors import InputError
+from fixcore.errors import InputError, TargetError
 
 NAN = float("nan")
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "imagenet"
@@ -32,8 +32,13 @@ def test_the_best_of_the_true_boxes_counts_and_missing_ones_do_not() -> None:
     found = metrics.best_iou(boxes((0, 0, 2, 4), (0, 0, 1, 1), (0, 0, 1, 1)), truths)
     assert found.tolist() == [1, 0, 0]
     assert metrics.best_iou(boxes((NAN,) * 4), truths[:1]).tolist() == [0]
+    assert metrics.best_iou(torch.zeros(0, 4), truths[:0]).shape == (0,)
+    assert metrics.best_iou(torch.zeros(0, 3, 4), truths[:0]).shape == (0,)
+    assert metrics.best_iou(torch.zeros(3, 0, 4), truths).tolist() == [0, 0, 0]
     with pytest.raises(InputError, match="true boxes"):
         metrics.best_iou(boxes((0, 0, 1, 1)), truths)
+    with pytest.raises(InputError, match="true boxes"):
+        metrics.best_iou(torch.zeros(3, 8), truths)
 
 
 def test_localisation_errors_by_hand() -> None:
@@ -186,6 +191,9 @@ def test_deletion_is_fast_and_insertion_high_where_the_map_is_right() -> None:
     assert float(whole) + 1e-6 > float(good.insertion[0]) > float(nothing)
     with pytest.raises(InputError, match="maps are"):
         metrics.insertion_and_deletion(graph, images, target, right[:, :5])
+    for wrong in (target + 2, target - 1, target.bool()):
+        with pytest.raises(TargetError, match="target"):
+            metrics.insertion_and_deletion(graph, images, wrong, right)
 
 
 def test_rank_correlation_is_scipys() -> None:
