@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 import fixcore
 from fixcore import metrics
@@ -217,6 +218,37 @@ def test_shuffled_layers_keep_their_values_and_the_original_its_own() -> None:
     assert torch.equal(metrics.shuffled(model, ["2", "0"])[2].weight, other[2].weight)  # a cascade goes on
     with pytest.raises(InputError, match="'5'"):
         metrics.shuffled(model, ["5"])
+
+
+def test_parametrized_layers_are_shuffled_as_others_are() -> None:
+    """A layer whose weights are made of others, by weight norm or spectral norm, has its weights in another order."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.Flatten(), parametrizations.spectral_norm(nn.Linear(16, 5))
+    ).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert metrics.layers_of(model) == ["2", "0"]
+    other = metrics.shuffled(model, ["2", "0"])
+    for at in (0, 2):
+        assert not torch.allclose(other[at].weight, model[at].weight)
+        assert torch.equal(other[at].weight.flatten().sort().values, model[at].weight.flatten().sort().values)
+    assert torch.equal(metrics.shuffled(model, ["2"])[0].weight, model[0].weight)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert fixcore.capture(other, torch.zeros(1, 3, 4, 4)).classes == 5
+
+
+def test_layers_with_weights_are_those_that_own_some() -> None:
+    def of(*parts: nn.Module) -> list[str]:
+        return metrics.layers_of(nn.Sequential(*parts))
+
+    assert of(nn.Conv1d(1, 1, 1), nn.ConvTranspose2d(2, 1, 1), nn.Linear(1, 1)) == ["2", "1", "0"]
+    assert of(nn.BatchNorm2d(4), nn.LayerNorm((4, 4)), nn.GroupNorm(2, 4), nn.PReLU(4), nn.Softmax(1)) == []
+    assert of(nn.Embedding(3, 4), nn.LSTMCell(4, 4)) == ["1", "0"]
+    encoder = nn.TransformerEncoderLayer(8, 2)
+    assert metrics.layers_of(encoder) == ["linear2", "linear1", "self_attn.out_proj", "self_attn"]
+    other = metrics.shuffled(encoder, ["self_attn"]).self_attn
+    assert not torch.equal(other.in_proj_weight, encoder.self_attn.in_proj_weight)
+    assert torch.equal(other.out_proj.weight, encoder.self_attn.out_proj.weight)
 
 
 def test_overlap_of_maps() -> None:
