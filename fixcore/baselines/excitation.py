@@ -24,14 +24,16 @@ from fixcore.start import class_of_each
 aten = torch.ops.aten
 
 _WEIGHTED = (aten.linear.default, *CONVOLUTIONS)
+_PRODUCTS: Mapping[Any, tuple[str, str]] = {
+    aten.matmul.default: ("self", "other"),
+    aten.bmm.default: ("self", "mat2"),
+    aten.mm.default: ("self", "mat2"),
+}
+"""Products of matrices, and their operands' names: with a constant they are layers with weights, too."""
+_SUMS = (aten.add.Tensor, aten.add_.Tensor)
 _MEANS = (
-    aten.avg_pool2d.default,
-    aten.adaptive_avg_pool2d.default,
-    aten.mean.dim,
-    aten.sum.dim_IntList,
-    aten.add.Tensor,
-    aten.add_.Tensor,
-)
+    aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim, aten.sum.dim_IntList, *_SUMS,
+)  # fmt: skip
 _MAXIMA = (aten.max_pool2d.default, aten.amax.default, aten.amin.default, aten.logsumexp.default)
 _READ = (aten.gather.default, aten.grid_sampler_2d.default)
 """Operations that read their first argument at places that the others name."""
@@ -63,7 +65,8 @@ def contrastive_excitation_backprop(
     """Return the contrastive marginal winning probability (c-MWP) of each pixel, float32 (N, H, W), where positive.
 
     Below the first layer with weights, what the class excited less what a class of opposite weights excited, each
-    scaled to sum to 1. Source: Zhang et al., 3.3. Otherwise as `excitation_backprop`.
+    scaled to sum to what arrived there, all of 1. Where several layers are the first on their ways (heads that are
+    averaged), each of them is contrasted. Source: Zhang et al., 3.3. Otherwise as `excitation_backprop`.
     """
     return _read(graph, images, target, layer, contrastive=True)
 
@@ -76,6 +79,7 @@ def _read(graph: Graph, images: Tensor, target: Tensor, layer: str | None, *, co
         target = class_of_each(values[graph.logits], target)
         asked = torch.zeros_like(values[graph.logits]).scatter_(1, target[:, None], 1.0)
         waiting: dict[fx.Node, Tensor] = {graph.logits: asked}
+        below: set[fx.Node] = set()  # a layer that was contrasted
         for node in reversed(graph.nodes):
             if node is end:
                 break
@@ -83,13 +87,13 @@ def _read(graph: Graph, images: Tensor, target: Tensor, layer: str | None, *, co
             if arrived is None or node.meta["is_constant"]:
                 continue
             passed = _passed(graph, node, values, arrived)
-            if contrastive and node.target in _WEIGHTED:
-                contrastive = False
-                opposite = _passed(graph, node, values, arrived, -1.0)
-                passed = [
-                    (source, _scaled(own) - _scaled(other))
-                    for (source, own), (_, other) in zip(passed, opposite, strict=True)
-                ]
+            if node in below:
+                below.update(source for source, _ in passed)
+            elif contrastive and _weighs(node, graph.arguments[node]) is not None:
+                ((source, own),), ((_, other),) = passed, _passed(graph, node, values, arrived, -1.0)
+                whole = _sums(node, arrived)
+                passed = [(source, _scaled(source, own, whole) - _scaled(source, other, whole))]
+                below.add(source)
             for source, share in passed:
                 waiting[source] = waiting[source] + share if source in waiting else share
     found = waiting.get(end)
@@ -113,13 +117,15 @@ def _fine_map(graph: Graph) -> fx.Node:
 def _passed(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], arrived: Tensor, sign: float = 1.0) -> Passed:
     """Say what each input of a node receives of what arrived at its output."""
     operation, named = node.target, graph.arguments[node]
-    if operation in _WEIGHTED:
-        source = named["input"]
-        weight = values[named["weight"]] * sign
-        layer = _bound(node, named, values, "input", "weight", bias=None)
-        return [(source, _by_weight(layer, values[source], weight, arrived))]
+    weighs = _weighs(node, named)
+    if weighs is not None:
+        source, weight = (named[name] for name in weighs)
+        layer = _bound(node, named, values, *weighs, bias=None)
+        return [(source, _by_weight(layer, values[source], values[weight] * sign, arrived))]
     if operation in _MEANS:
         sources = [source for source in node.all_input_nodes if not source.meta["is_constant"]]
+        if operation in _SUMS and len(sources) == 1:  # and a bias, which gets nothing
+            return [(sources[0], arrived.sum_to_size(values[sources[0]].shape))]
         parts = [values[source].clamp(min=0) for source in sources]
         return list(zip(sources, _by_share(_of_sources(node, values, sources), parts, arrived), strict=True))
     if operation in _READ:
@@ -134,14 +140,23 @@ def _passed(graph: Graph, node: fx.Node, values: Mapping[fx.Node, Any], arrived:
         return [(named["self"] if "self" in named else named["input"], arrived)]
     if operation is aten.mul.Tensor or operation is aten.div.Tensor:
         return _past_gate(named, values, arrived)
-    if operation is aten.matmul.default and named["other"].meta["is_constant"]:
-        layer = _bound(node, named, values, "self", "other")
-        return [(named["self"], _by_weight(layer, values[named["self"]], values[named["other"]] * sign, arrived))]
-    if operation is aten.matmul.default or operation is aten.scaled_dot_product_attention.default:
-        name = "other" if "other" in named else "value"  # what was looked at, not how much
+    if operation in _PRODUCTS or operation is aten.scaled_dot_product_attention.default:
+        name = _PRODUCTS[operation][1] if operation in _PRODUCTS else "value"  # what was looked at, not how much
         looked = _bound(node, named, values, name)
         return [(named[name], _by_share(looked, [values[named[name]].clamp(min=0)], arrived)[0])]
     raise MissingRule(f"excitation backprop has no rule for {operation} at node '{node.name}'")
+
+
+def _weighs(node: fx.Node, named: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Name what a layer with weights reads, and its weights; None for any other operation."""
+    if node.target in _WEIGHTED:
+        return "input", "weight"
+    if node.target not in _PRODUCTS:
+        return None
+    first, second = _PRODUCTS[node.target]
+    if named[second].meta["is_constant"]:
+        return first, second
+    return (second, first) if named[first].meta["is_constant"] else None
 
 
 def _by_weight(layer: Callable[[Tensor, Tensor], Tensor], value: Tensor, weight: Tensor, arrived: Tensor) -> Tensor:
@@ -218,6 +233,14 @@ def _ratio(arrived: Tensor, driven: Tensor) -> Tensor:
     return torch.where(driven > 0, arrived / driven, 0.0)
 
 
-def _scaled(share: Tensor) -> Tensor:
-    total = share.flatten(1).sum(1).view(-1, *[1] * (share.dim() - 1))
-    return torch.where(total > 0, share / total, 0.0)
+def _scaled(node: fx.Node, share: Tensor, whole: Tensor) -> Tensor:
+    """Scale each image's share to sum to its whole."""
+    total = _sums(node, share)
+    wanted = [extent if seen is None else 1 for extent, seen in zip(share.shape, node.meta["seen"].shape, strict=True)]
+    return share * torch.where(total > 0, whole / total, 0.0).view(wanted)
+
+
+def _sums(node: fx.Node, share: Tensor) -> Tensor:
+    """Sum over all but the images, which a transposed layer does not have first: float (N,)."""
+    others = [dim for dim, extent in enumerate(node.meta["seen"].shape) if extent is not None]
+    return share.sum(others) if others else share

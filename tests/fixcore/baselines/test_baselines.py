@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -215,6 +216,72 @@ def test_excitation_keeps_its_probability_through_every_kind_of_layer(images: Te
     graph = fixcore.capture(Kinds().eval(), image)
     found = baselines.excitation_backprop(graph, image, TARGET, layer=graph.images.name)
     torch.testing.assert_close(found.sum((1, 2)), torch.ones(3))
+
+
+class Headed(nn.Module):
+    """A network whose logits are what `head` makes of pooled features; the linear layer's weights are its own."""
+
+    def __init__(self, head: Callable[[Headed, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.fc, self.other = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.head = head
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self, functional.relu(self.second(functional.relu(self.first(x)))).mean((2, 3)))
+
+
+HEADS: dict[str, Callable[[Headed, Tensor], Tensor]] = {
+    "product": lambda own, x: x @ own.fc.weight.T + own.fc.bias,
+    "product from the left": lambda own, x: (own.fc.weight @ x[..., None])[..., 0] + own.fc.bias,
+    "transposed": lambda own, x: (own.fc.weight @ x.T).T + own.fc.bias,
+    "einsum": lambda own, x: torch.einsum("nd,kd->nk", x, own.fc.weight) + own.fc.bias,
+    "batched": lambda own, x: torch.bmm(x[:, None], own.fc.weight.T.expand(len(x), 8, 4))[:, 0] + own.fc.bias,
+    "class by class": lambda own, x: torch.stack([x @ weight for weight in own.fc.weight], 1) + own.fc.bias,
+    "two averaged": lambda own, x: (own.fc(x) + 9 + own.fc(x * 1) + 9) / 2,
+}
+
+
+@pytest.mark.parametrize("head", list(HEADS))
+@pytest.mark.parametrize("method", ["excitation", "c-mwp"])
+def test_excitation_does_not_depend_on_how_a_head_is_written(images: Tensor, method: str, head: str) -> None:
+    linear, written = (fixcore.capture(Headed(one), images) for one in (lambda own, x: own.fc(x), HEADS[head]))
+    expected, found = (METHODS[method].explain(graph, images, TARGET) for graph in (linear, written))
+    assert bool((expected > 0).any())
+    torch.testing.assert_close(found, expected)
+
+
+def test_each_of_two_heads_is_contrasted_once() -> None:
+    """They share in proportion to their logits, and each contrasts what it got; what lies below contrasts no more."""
+    module = nn.Module()
+    module.below, module.one, module.other = (nn.Linear(3, 3, bias=False) for _ in range(3))
+    below, one, other = (
+        torch.tensor([[1.0, 2.0, -1.0], [3.0, -1.0, 1.0], [0.0, 1.0, 2.0]]),
+        torch.tensor([[2.0, -1.0, 1.0], [-1.0, 1.0, 1.0], [1.0, 1.0, -2.0]]),
+        torch.tensor([[1.0, 3.0, -2.0], [2.0, -1.0, 1.0], [-1.0, 1.0, 1.0]]),
+    )
+    for layer, weight in zip((module.below, module.one, module.other), (below, one, other), strict=True):
+        layer.weight.data = weight
+    module.forward = lambda x: (module.one(y := functional.relu(module.below(x.flatten(1)))) + module.other(y)) / 2
+    image = torch.tensor([3.0, 2.0, 1.0])
+    hidden = below @ image
+
+    def shares(active: Tensor, weight: Tensor) -> Tensor:
+        products = (active * weight).clamp(min=0)
+        return products / products.sum()
+
+    logits = torch.stack([one[0] @ hidden, other[0] @ hidden])
+    assert bool((logits > 0).all())
+    received = sum(
+        part * (shares(hidden, head[0]) - shares(hidden, -head[0]))
+        for part, head in zip(logits / logits.sum(), (one, other), strict=True)
+    )
+    expected = sum(mass * shares(image, weight) for mass, weight in zip(received, below, strict=True)).clamp(min=0)
+    graph = fixcore.capture(module.eval(), image.view(1, 1, 1, 3))
+    found = baselines.contrastive_excitation_backprop(graph, image.view(1, 1, 1, 3), torch.tensor([0]))
+    torch.testing.assert_close(found.flatten(), expected)
 
 
 def test_occlusion_is_the_mean_fall_of_the_squares_over_a_pixel(images: Tensor) -> None:
