@@ -5,6 +5,10 @@ N images, D features, h x w places, H x W pixels.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.nn import functional
@@ -12,8 +16,13 @@ from torch.nn import functional
 from fixcore.baselines.gradients import guided_gradient
 from fixcore.baselines.replay import gradients_allowed, replay
 from fixcore.errors import CaptureError
+from fixcore.network.finer import KEEPS_PLACES, READS_IMAGES
 from fixcore.network.graph import Graph
 from fixcore.start import class_of_each, scores_of
+
+aten = torch.ops.aten
+
+_KEEPS_PLACES = KEEPS_PLACES.union((aten.layer_norm.default, aten.group_norm.default))
 
 
 def cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
@@ -42,11 +51,13 @@ def grad_cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
     """
     with gradients_allowed(), torch.enable_grad():
         values = replay(graph, images)
-        features = values[last_map(graph)]
+        last = last_map(graph)
+        features = values[last]
         total = scores_of(values[graph.logits], target).sum()
         (slope,) = torch.autograd.grad(total, features)
+        slope, features = (features_first(one, map_places(graph)[last]) for one in (slope, features.detach()))
         weight = slope.mean((2, 3), keepdim=True)
-        map_ = (weight * features.detach()).sum(1).clamp(min=0).float()
+        map_ = (weight * features).sum(1).clamp(min=0).float()
     return enlarged(map_, images)
 
 
@@ -60,27 +71,72 @@ def guided_grad_cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
 
 
 def last_map(graph: Graph) -> fx.Node:
-    """Return the last operation that gives a map (N, D, h, w) of more than one place; CaptureError if none does.
+    """Return the last operation that gives a map of more than one place (see `map_places`); CaptureError if none does.
 
     Of a network whose head reads a pooled map it is that map.
     """
+    places = map_places(graph)
     head = graph.head
-    if head is not None and head.places == (2, 3):
+    if head is not None and len(head.places) == 2 and head.map in places:
         return head.map
     for node in reversed(graph.nodes):
-        rows, cols = map_extent(node)
-        if rows * cols > 1:
+        if node in places and math.prod(node.meta["seen"].shape[dim] for dim in places[node]) > 1:
             return node
-    raise CaptureError("the network has no map of features: nothing in it is (N, D, h, w)")
+    raise CaptureError("the network has no map of features: nothing in it is known to be (N, D, h, w) or (N, h, w, D)")
 
 
-def map_extent(node: fx.Node) -> tuple[int, int]:
-    """Return rows and columns of what a node gives if it is a map (N, D, h, w) of the image; else 0, 0."""
+def map_places(graph: Graph) -> dict[fx.Node, tuple[int, int]]:
+    """Return the operations known to give a map of features, each with the dimensions of its rows and its columns.
+
+    Convolutions and pools give (N, D, h, w). Behind these what works by element leaves places where they are, as norms
+    do, and linear layers of channels that come last; a permutation says where it moves them. What a network's head
+    averages over two dimensions is a map besides. Whatever else has four dimensions (attention between tokens) is none.
+    """
+    known: dict[fx.Node, tuple[int, int]] = {}
+    for node in graph.nodes:
+        if node.meta["is_constant"] or not _is_map_like(node):
+            continue
+        if node.target in READS_IMAGES:
+            known[node] = (2, 3)
+            continue
+        sources = [source for source in node.all_input_nodes if source in known]
+        if sources:
+            largest = max(sources, key=lambda source: math.prod(source.meta["seen"].shape[1:]))  # not a gate
+            places = _places_behind(node, graph.arguments[node], known[largest])
+            if places is not None:
+                known[node] = places
+    head = graph.head
+    if head is not None and len(head.places) == 2 and _is_map_like(head.map):
+        rows, cols = head.places
+        known.setdefault(head.map, (rows, cols))
+    return known
+
+
+def features_first(value: Tensor, places: tuple[int, int]) -> Tensor:
+    """Return a map whose rows and columns are its dimensions `places` as (N, D, h, w)."""
+    (features,) = {1, 2, 3}.difference(places)
+    return value.permute(0, features, *places)
+
+
+def _is_map_like(node: fx.Node) -> bool:
     shape: tuple[int | None, ...] = getattr(node.meta["seen"], "shape", ())
-    if node.meta["is_constant"] or len(shape) != 4 or None in shape[1:]:
-        return 0, 0
-    _, _, rows, cols = shape
-    return rows or 0, cols or 0
+    return len(shape) == 4 and None not in shape[1:]
+
+
+def _places_behind(node: fx.Node, named: Mapping[str, Any], places: tuple[int, int]) -> tuple[int, int] | None:
+    """Where rows and columns lie behind an operation that reads a map; None if it is not known."""
+    order = list(range(4))
+    if node.target is aten.permute.default:
+        order = [dim % 4 for dim in named["dims"]]
+    elif node.target is aten.transpose.int:
+        first, second = named["dim0"] % 4, named["dim1"] % 4
+        order[first], order[second] = second, first
+    elif node.target is aten.linear.default:
+        return None if 3 in places else places
+    elif node.target not in _KEEPS_PLACES:
+        return None
+    rows, cols = places
+    return order.index(rows), order.index(cols)
 
 
 def enlarged(maps: Tensor, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fixcore.baselines.class_maps import enlarged, map_extent
+from fixcore.baselines.class_maps import enlarged, features_first, map_places
 from fixcore.baselines.replay import gradients_allowed, replay
 from fixcore.errors import CaptureError, MissingRule
 from fixcore.network.graph import Graph
@@ -72,7 +72,12 @@ def contrastive_excitation_backprop(
 
 
 def _read(graph: Graph, images: Tensor, target: Tensor, layer: str | None, *, contrastive: bool) -> Tensor:
-    end = _fine_map(graph) if layer is None else graph.images if layer == graph.images.name else graph.layer(layer)
+    places = {graph.images: (2, 3), **map_places(graph)}
+    end = _fine_map(graph, places) if layer is None else graph.images
+    if layer is not None and layer != graph.images.name:
+        end = graph.layer(layer)
+    if end not in places:
+        raise CaptureError(f"{end.name!r} is not known to give a map (N, D, h, w), which has places to show")
     with gradients_allowed():
         with torch.no_grad():
             values = replay(graph, images)
@@ -99,16 +104,14 @@ def _read(graph: Graph, images: Tensor, target: Tensor, layer: str | None, *, co
     found = waiting.get(end)
     if found is None:
         raise CaptureError(f"nothing goes back from the logits to {end.name!r}")
-    if found.dim() != 4:
-        raise CaptureError(f"{end.name!r} gives {tuple(found.shape)}; a map (N, D, h, w) has places to show")
-    return enlarged(found.sum(1).clamp(min=0), images)
+    return enlarged(features_first(found, places[end]).sum(1).clamp(min=0), images)
 
 
-def _fine_map(graph: Graph) -> fx.Node:
+def _fine_map(graph: Graph, places: Mapping[fx.Node, tuple[int, int]]) -> fx.Node:
     """The last map of at least a quarter of the image's size; the image itself if there is none."""
     _, height, width = graph.input_shape
     for node in reversed(graph.nodes):
-        rows, cols = map_extent(node)
+        rows, cols = (node.meta["seen"].shape[dim] for dim in places[node]) if node in places else (0, 0)
         if rows and cols and round(height / rows) <= 4 and round(width / cols) <= 4:  # unpadded stems lose a little
             return node
     return graph.images

@@ -34,12 +34,13 @@ aten = torch.ops.aten
 ENOUGH = 10
 """Places along the shorter side of a map that are not few."""
 
-_READS_IMAGES = frozenset({
+READS_IMAGES = frozenset({
     *CONVOLUTIONS, aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
     aten.batch_norm.default,
 })  # fmt: skip
 """Operations whose input of four dimensions is a map (N, C, H, W), not (N, H, W, C)."""
-_KEEPS_PLACES = BY_ELEMENT | PADS | {aten.cat.default}
+KEEPS_PLACES = BY_ELEMENT | PADS | {aten.cat.default}
+"""Operations that leave rows and columns in the dimensions where they are."""
 _ELSEWHERE = LAYOUT - {aten.cat.default}
 
 
@@ -72,7 +73,7 @@ def find_finer(
         for step, sources in steps[looked:]:
             if mixes(step):
                 return None
-            if step.target in _READS_IMAGES or (step in maps and step.target in _KEEPS_PLACES):
+            if step.target in READS_IMAGES or (step in maps and step.target in KEEPS_PLACES):
                 maps.update(sources)
         looked = len(steps)
         if coarse is None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fixcore
 from fixcore.baselines import graph_cut_masks
-from fixcore.baselines.class_maps import map_extent
+from fixcore.baselines.class_maps import map_places
 from fixcore.methods import explain
 from pipeline.errors import DatasetError
 from pipeline.evaluate.batches import Batch, batches
@@ -140,8 +140,9 @@ def last_layers(graph: fixcore.Graph, count: int = 4) -> tuple[str, ...]:
     """Return operations whose maps halve in size, from the output down: columns for a sheet of inner layers."""
     found: list[str] = []
     extent = 0
+    places = map_places(graph)
     for node in reversed(graph.nodes):
-        rows, _ = map_extent(node)
+        rows = node.meta["seen"].shape[2] if places.get(node) == (2, 3) else 0
         if rows > max(1, extent * 1.5):
             found.append(node.name)
             extent = rows

@@ -15,6 +15,7 @@ from torchcam.methods import CAM, GradCAM
 
 import fixcore
 from fixcore import baselines
+from fixcore.baselines.class_maps import last_map, map_places
 from fixcore.baselines.gradients import guided_gradient
 from fixcore.errors import CaptureError, InputError, TargetError
 from fixcore.methods import METHODS, explain, find_methods
@@ -143,6 +144,64 @@ def test_grad_cam_is_captums_and_cam_its_formula(images: Tensor) -> None:
     own = own - own.amin((1, 2), keepdim=True)
     wide = functional.interpolate(own[:, None], (12, 12), mode="bilinear")[:, 0]
     torch.testing.assert_close(baselines.cam(graph, images, TARGET), wide)
+
+
+class Laid(nn.Module):
+    """A network whose last map has its channels in front or last; tokens of it may be mixed by attention at the end."""
+
+    def __init__(self, last: bool, end: str = "pool") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 4)
+        self.norm, self.hidden = nn.LayerNorm(8), nn.Linear(8, 8)
+        self.last, self.end = last, end
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.first(x)).permute(0, 2, 3, 1)
+        x = x + self.hidden(self.norm(x))
+        if self.end == "attention":
+            tokens = functional.relu(x).flatten(1, 2).unflatten(2, (2, 4)).transpose(1, 2)
+            tokens = functional.scaled_dot_product_attention(tokens, tokens, tokens)
+            return self.head(tokens.transpose(1, 2).flatten(2).mean(1))
+        x = x if self.last else x.permute(0, 3, 1, 2)
+        return self.head(x.mean((1, 2) if self.last else (2, 3)))
+
+
+def test_a_map_is_read_where_its_places_lie(images: Tensor) -> None:
+    front, last = (fixcore.capture(Laid(one), images) for one in (False, True))
+    for method in ("cam", "grad-cam", "guided-grad-cam", "excitation", "c-mwp"):
+        expected, found = (METHODS[method].explain(graph, images, TARGET) for graph in (front, last))
+        assert bool((expected > 0).any())
+        torch.testing.assert_close(found, expected)
+
+
+def test_attention_is_no_map(images: Tensor) -> None:
+    graph = fixcore.capture(Laid(last=True, end="attention"), images)
+    (looked,) = (node for node in graph.nodes if "scaled_dot" in node.name)
+    assert "relu" in last_map(graph).name, "channels last, before tokens are made of it"
+    assert map_places(graph)[last_map(graph)] == (1, 2)
+    assert len(looked.meta["seen"].shape) == 4
+    assert looked not in map_places(graph)
+    assert baselines.grad_cam(graph, images, TARGET).shape == (3, 12, 12)
+    with pytest.raises(CaptureError, match="places to show"):
+        baselines.excitation_backprop(graph, images, TARGET, layer=looked.name)
+
+    class Patches(nn.Module):
+        """Patches that are cut out by hand look at each other: nothing of four dimensions is a map."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(48, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.unflatten(3, (3, 4)).unflatten(2, (3, 4)).permute(0, 2, 4, 1, 3, 5)
+            x = self.embed(x.flatten(3).flatten(1, 2))
+            x = x.unflatten(2, (2, 4)).transpose(1, 2)
+            return self.head(functional.scaled_dot_product_attention(x, x, x).transpose(1, 2).flatten(2).mean(1))
+
+    with pytest.raises(CaptureError, match="map of features"):
+        baselines.grad_cam(fixcore.capture(Patches().eval(), images), images, TARGET)
 
 
 def test_cam_and_grad_cam_are_torchcams(images: Tensor) -> None:
