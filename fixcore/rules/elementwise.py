@@ -158,7 +158,12 @@ def _added(visit: Visit, values: Tensor) -> Tensor:
     else:
         others = {**visit.values, visit.source("self" if "self" in visit.arguments else "input"): values.new_zeros(())}
         added = result - visit.node.target(**fx.node.map_arg(visit.arguments, others.__getitem__))  # type: ignore[operator]
-    return torch.where(result != 0, added / result, 0.0).float()
+    return _share(added, result)
+
+
+def _share(added: Tensor, whole: Tensor) -> Tensor:
+    """Of what is, the part that was added, float32: in half precision a share of very little is soon infinite."""
+    return torch.where(whole != 0, added.float() / whole.float(), 0.0)
 
 
 @rule(aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, keeps=("self", "other"))
@@ -173,7 +178,7 @@ def larger_branch(visit: Visit, points: Points) -> Flow:
     if points.signed:
         total = visit.again().reshape(-1)[points.index]
         return [
-            (branch, points.times(torch.where(total != 0, added / total, 0.0).float()).moved(index))
+            (branch, points.times(_share(added, total)).moved(index))
             for branch, index, added in _read(visit, branches, points)
         ]
     if len(branches) < 2:

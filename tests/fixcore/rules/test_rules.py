@@ -223,6 +223,24 @@ def test_what_speaks_for_and_against_is_as_the_derivative_says(operation, argume
             check_against_oracle(case, signed=True)
 
 
+@pytest.mark.parametrize(
+    ("operation", "arguments"),
+    [
+        (aten.softmax.int, (torch.tensor([[0.0, -16.5]] * 2), 1)),
+        (aten.add.Tensor, (torch.ones(2, 2), 2 * torch.eye(2))),
+    ],
+    ids=["softmax", "sum"],
+)
+def test_shares_of_little_are_numbers_in_half_precision(operation, arguments):
+    """A probability of 6e-8 is the least there is, and what made it so low is more than 65504 of it."""
+    at, halves = torch.arange(4), [one.half() if isinstance(one, Tensor) else one for one in arguments]
+    case = one_node(operation, *halves, options=MASS, constants=())
+    points = Points(at, at, case.result.reshape(-1).float(), signed=True)
+    for source, moved in rule[operation].follow(case.visit, points):
+        added = case.visit.values[source].reshape(-1)[moved.index].float()
+        torch.testing.assert_close(moved.mass, added, rtol=1e-6, atol=0.0)
+
+
 @pytest.mark.parametrize("through", [(), (aten.rsub.Scalar,), (aten.view.default, aten.rsub.Scalar)], ids=len)
 def test_where_evidence_is_net_a_gate_says_how_much_and_is_not_followed(through):
     """In sigmoid(x) * y, and in (1 - sigmoid(x)) * y, only what passes; by the published rules both, with halves."""
