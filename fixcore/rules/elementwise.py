@@ -122,6 +122,7 @@ CHOOSES_BY_CONDITION = (aten.where.self, aten.where.ScalarSelf, aten.where.Scala
 """Operations that choose between elements by a condition, their first argument."""
 
 _REPEATED = (aten.expand.default, aten.repeat.default)
+_SCALED = (*SCALES, aten.mul.Tensor, aten.div.Tensor)
 _GATES = (aten.sigmoid.default, aten.hardsigmoid.default, aten.softmax.int)
 """Operations whose results say how much of something passes."""
 
@@ -271,15 +272,32 @@ def _unrepeated(node: fx.Node) -> fx.Node:
 
 
 def _is_made_of(node: fx.Node, source: fx.Node) -> bool:
-    """Whether each element of a node depends on the same element of another one alone, and is not that itself."""
-    while node.target in BY_ELEMENT:
-        sources = [one for one in node.all_input_nodes if not one.meta["is_constant"]]
-        if len(sources) != 1:
+    """Whether each element of a node depends on the same element of another one alone, and is not that itself.
+
+    Scaled by a number it still is: `0.5 * x * (1 + erf(x))` is x past a gate of its own.
+    """
+    node, source = _unscaled(node), _unscaled(source)
+    waiting, known = [node], {source}
+    while waiting:
+        here = waiting.pop()
+        if here in known:
+            continue
+        known.add(here)
+        sources = [one for one in here.all_input_nodes if not one.meta["is_constant"]]
+        if here.target not in BY_ELEMENT or not sources:
             return False
-        (node,) = sources
-        if node is source:
-            return True
-    return False
+        waiting.extend(sources)
+    return node is not source
+
+
+def _unscaled(node: fx.Node) -> fx.Node:
+    """What a node is, but for constant factors and divisors."""
+    while node.target in _SCALED:
+        depends = [one for one in node.args if isinstance(one, fx.Node) and not one.meta["is_constant"]]
+        if len(depends) != 1 or (node.target is aten.div.Tensor and depends[0] is not node.args[0]):
+            break
+        (node,) = depends
+    return node
 
 
 def _is_gate(node: fx.Node) -> bool:

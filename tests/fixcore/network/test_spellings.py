@@ -183,6 +183,16 @@ GATED = {
     "silu": (nn.SiLU(), Does(lambda x: x * torch.sigmoid(x))),
     "hardswish": (nn.Hardswish(), Does(lambda x: x * functional.relu6(x + 3) / 6)),
     "mish": (nn.Mish(), Does(lambda x: x * torch.tanh(functional.softplus(x)))),
+    "gelu": (nn.GELU(), Does(lambda x: 0.5 * x * (1 + torch.erf(x / 2**0.5)))),
+    "gelu, scaled last": (nn.GELU(), Does(lambda x: x * (1 + torch.erf(x / 2**0.5)) * 0.5)),
+    "gelu by tanh": (
+        nn.GELU("tanh"),
+        Does(lambda x: 0.5 * x * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (x + 0.044715 * x**3)))),
+    ),
+    "gelu by tanh of products": (
+        nn.GELU("tanh"),
+        Does(lambda x: x / 2 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * x * (1 + 0.044715 * x * x)))),
+    ),
 }
 
 
