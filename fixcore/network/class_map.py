@@ -22,7 +22,10 @@ aten = torch.ops.aten
 
 
 def averaged_places(node: fx.Node) -> tuple[int, ...]:
-    """Return the dimensions over which a node averages everything; empty if it does not."""
+    """Return the dimensions over which a node averages everything; empty if it does not.
+
+    The first dimension holds the images, or several views of each: these are no places.
+    """
     if node.op != "call_function":
         return ()
     if node.target is aten.adaptive_avg_pool2d.default and node.meta["seen"].shape[2:] == (1, 1):
@@ -34,7 +37,8 @@ def averaged_places(node: fx.Node) -> tuple[int, ...]:
     if node.target is aten.mean.dim:
         named = arguments_by_name(node)
         dims = len(node.all_input_nodes[0].meta["seen"].shape)
-        return tuple(sorted(d % dims for d in named["dim"])) if named["dim"] else ()
+        places = tuple(sorted(d % dims for d in named["dim"])) if named["dim"] else ()
+        return places if 0 not in places else ()
     return ()
 
 

@@ -235,6 +235,34 @@ def test_however_a_head_is_written_its_evidence_is_that_of_its_function(words):
     assert found.margin == expected.margin == 0.5
 
 
+class Words(nn.Module):
+    """A convolution and what is said of it in words of one's own."""
+
+    def __init__(self, words: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.map, self.head, self.words = nn.Conv2d(2, 6, 3, padding=1), nn.Linear(6, 3), words
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.words(F.relu(self.map(images)), self.head.weight, self.head.bias)
+
+
+def averages(values: Tensor) -> Tensor:
+    return values.mean((2, 3))
+
+
+@pytest.mark.parametrize("rules", ["mass", "finer", "paper"])
+def test_views_of_the_images_in_one_batch_are_no_places(rules):
+    images, target = torch.randn(3, 2, 6, 8), torch.tensor([0, 1, 2])
+    network = Words(
+        lambda x, weight, bias: F.linear(averages(torch.cat([x, x.flip(3)])), weight, bias).view(2, -1, 3).mean(0)
+    )
+    recording = fixcore.capture(network.eval(), images).record(images)
+    found = fixcore.backtrack(recording, target, rules=rules)
+    assert torch.equal(found.image.unique(), torch.arange(3))
+    assert bool(torch.isfinite(found.mass).all())
+
+
 @pytest.mark.parametrize("family", [Channelwise, Pooled])
 def test_half_precision_and_double_are_walked_alike(family):
     images, target = integer_images(5, 4), torch.tensor([0, 1, 2, 1])
