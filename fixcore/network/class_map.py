@@ -33,7 +33,8 @@ def averaged_places(node: fx.Node) -> tuple[int, ...]:
     if node.target is aten.avg_pool2d.default and node.meta["seen"].shape[2:] == (1, 1):
         named = arguments_by_name(node)
         whole = tuple(named["kernel_size"]) == node.all_input_nodes[0].meta["seen"].shape[2:]
-        return (2, 3) if whole and not any(named["padding"]) else ()
+        is_sum = named["divisor_override"] is not None
+        return (2, 3) if whole and not any(named["padding"]) and not is_sum else ()
     if node.target is aten.mean.dim:
         named = arguments_by_name(node)
         dims = len(node.all_input_nodes[0].meta["seen"].shape)

@@ -6,6 +6,7 @@ leaves core ATen, in which a linear layer is a product with a transposed weight 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 
 from fixcore.structure import Constants, Seen, arguments_by_name
+from fixcore.window import pair
 
 aten = torch.ops.aten
 
@@ -316,7 +318,20 @@ def _product_added(graph: fx.Graph, node: fx.Node) -> None:
     node.target, node.args, node.kwargs = aten.add.Tensor, (named["self"], product), alpha
 
 
+def _divided_otherwise(graph: fx.Graph, node: fx.Node) -> None:
+    """Say an average pool that does not divide by the cells of its window as one that does, times a number."""
+    named = arguments_by_name(node)
+    divisor, kernel = named["divisor_override"], pair(named["kernel_size"])
+    if divisor is None or any(named["padding"]) or named["ceil_mode"]:  # else all windows have as many cells
+        return
+    sizes = [named[name] for name in ("self", "kernel_size", "stride")]
+    with graph.inserting_before(node):
+        average = _said(graph, node, node.target, tuple(sizes), node.meta["seen"].shape)
+    node.target, node.args, node.kwargs = aten.mul.Tensor, (average, math.prod(kernel) / divisor), {}
+
+
 _PHRASES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+    aten.avg_pool2d.default: _divided_otherwise,
     aten.conv1d.default: _along_one_axis(aten.conv2d.default, ("stride", "padding", "dilation")),
     aten.conv1d.padding: _along_one_axis(aten.conv2d.padding, ("stride", "dilation")),
     aten.avg_pool1d.default: _along_one_axis(aten.avg_pool2d.default, ("kernel_size", "stride", "padding")),

@@ -251,6 +251,18 @@ def averages(values: Tensor) -> Tensor:
     return values.mean((2, 3))
 
 
+def test_a_sum_over_windows_is_no_average():
+    """A pool with a divisor of its own: features are what the linear layer reads."""
+    images = torch.randn(4, 2, 6, 8)
+    network = Words(
+        lambda x, weight, bias: F.linear(F.avg_pool2d(x, (6, 8), divisor_override=3).flatten(1), weight, bias)
+    )
+    graph = fixcore.capture(network.eval(), images)
+    with torch.no_grad():
+        for features in (graph.record(images).features, graph.embed(images)):
+            torch.testing.assert_close(network.head(features), network(images))
+
+
 @pytest.mark.parametrize("rules", ["mass", "finer", "paper"])
 def test_views_of_the_images_in_one_batch_are_no_places(rules):
     images, target = torch.randn(3, 2, 6, 8), torch.tensor([0, 1, 2])
