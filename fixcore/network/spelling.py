@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
-from fixcore.structure import Constants, Seen, arguments_by_name
+from fixcore.points import is_vector
+from fixcore.structure import Constants, Seen, arguments_by_name, measures
 from fixcore.window import pair
 
 aten = torch.ops.aten
@@ -318,6 +319,58 @@ def _product_added(graph: fx.Graph, node: fx.Node) -> None:
     node.target, node.args, node.kwargs = aten.add.Tensor, (named["self"], product), alpha
 
 
+def _averaged(graph: fx.Graph, node: fx.Node) -> None:
+    """Say what makes a vector of a map, at once or one axis after the other, as its average; a sum as that many times.
+
+    Only an average over all places at once has a class map.
+    """
+    named = arguments_by_name(node)
+    source, places, count = named["self"], _reduced(node), 1
+    if places is None or 0 in places or not is_vector(node.meta["seen"].shape):
+        return
+    if node.target is aten.sum.dim_IntList:
+        count *= _extent(source, places)
+    while (inner := _reduced(source)) is not None and 0 not in inner:
+        before = arguments_by_name(source)
+        if before["keepdim"] != named["keepdim"]:
+            break
+        if source.target is aten.sum.dim_IntList:
+            count *= _extent(before["self"], inner)
+        kept = [dim for dim in range(len(before["self"].meta["seen"].shape)) if before["keepdim"] or dim not in inner]
+        source, places = before["self"], inner | {kept[dim] for dim in places}
+    seen = source.meta["seen"]
+    is_pooled = not is_vector(seen.shape) and measures(seen.dtype) and None not in (seen.shape[dim] for dim in places)
+    if not is_pooled or (count == 1 and source is named["self"]):
+        return
+    with graph.inserting_before(node):
+        average = _said(graph, node, aten.mean.dim, (source, sorted(places), named["keepdim"]), node.meta["seen"].shape)
+    for reader in [reader for reader in node.users if count != 1 and _undoes(reader, node, count)]:
+        reader.target, reader.args, reader.kwargs = aten.alias.default, (average,), {}
+    same: Same = (aten.alias.default, (average,)) if count == 1 else (aten.mul.Tensor, (average, count))
+    (node.target, node.args), node.kwargs = same, {}
+
+
+def _undoes(reader: fx.Node, node: fx.Node, count: int) -> bool:
+    """Whether an operation divides by a number what a node multiplied by it."""
+    if reader.target is aten.div.Tensor:
+        return reader.args == (node, count)
+    return reader.target is aten.mul.Tensor and reader.args in ((node, 1 / count), (1 / count, node))
+
+
+def _reduced(node: fx.Node) -> set[int] | None:
+    """Return the dimensions over which a node sums, or averages, in the type of its input; None if it does not."""
+    if node.target not in (aten.mean.dim, aten.sum.dim_IntList):
+        return None
+    named = arguments_by_name(node)
+    dims = len(named["self"].meta["seen"].shape)
+    return None if named["dtype"] is not None or not named["dim"] else {dim % dims for dim in named["dim"]}
+
+
+def _extent(node: fx.Node, dims: Iterable[int]) -> int:
+    """How many places lie along some dimensions of a node; 0 where that depends on the number of images."""
+    return math.prod(node.meta["seen"].shape[dim] or 0 for dim in dims)
+
+
 def _divided_otherwise(graph: fx.Graph, node: fx.Node) -> None:
     """Say an average pool that does not divide by the cells of its window as one that does, times a number."""
     named = arguments_by_name(node)
@@ -331,6 +384,8 @@ def _divided_otherwise(graph: fx.Graph, node: fx.Node) -> None:
 
 
 _PHRASES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
+    aten.mean.dim: _averaged,
+    aten.sum.dim_IntList: _averaged,
     aten.avg_pool2d.default: _divided_otherwise,
     aten.conv1d.default: _along_one_axis(aten.conv2d.default, ("stride", "padding", "dilation")),
     aten.conv1d.padding: _along_one_axis(aten.conv2d.padding, ("stride", "dilation")),

@@ -251,6 +251,39 @@ def averages(values: Tensor) -> Tensor:
     return values.mean((2, 3))
 
 
+POOLS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum": lambda x: x.sum((2, 3)) / 48,
+    "sum, times": lambda x: x.sum((-1, -2), keepdim=True).flatten(1) * (1 / 48),
+    "sums": lambda x: x.sum(3).sum(2) / 48,
+    "sum of means": lambda x: x.mean(3, keepdim=True).sum(2, keepdim=True).flatten(1) / 6,
+    "einsum": lambda x: torch.einsum("nchw->nc", x) / 48,
+    "means": lambda x: x.mean(3).mean(2),
+    "means, first axis first": lambda x: x.mean(-2).mean(-1),
+    "means of a map with its channels last": lambda x: x.permute(0, 2, 3, 1).mean(2).mean(1),
+    "sum over windows": lambda x: F.avg_pool2d(x, (6, 8), divisor_override=1).flatten(1) / 48,
+    "divided later": lambda x: x.sum((2, 3)).mul(2).div(96),
+}
+
+def check_traced_alike(words: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[fixcore.Recording]:
+    """Assert that in these words a linear layer on the average has the same evidence; return the recording."""
+    images, target = torch.randn(4, 2, 6, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0])
+    plain, network = Words(lambda x, weight, bias: F.linear(averages(x), weight, bias)).eval(), Words(words).eval()
+    recordings = [fixcore.capture(one, images).record(images) for one in (plain, network)]
+    torch.testing.assert_close(recordings[1].logits, recordings[0].logits)
+    expected, found = (fixcore.backtrack(recording, target) for recording in recordings)
+    for name in ("image", "row", "col"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+    torch.testing.assert_close(found.mass, expected.mass, rtol=1e-3, atol=1e-5)
+    assert found.margin == expected.margin == 0.5
+    return recordings
+
+
+@pytest.mark.parametrize("name", POOLS)
+def test_an_average_in_other_words_has_a_class_map(name):
+    plain, said = check_traced_alike(lambda x, weight, bias: F.linear(POOLS[name](x), weight, bias))
+    torch.testing.assert_close(said.features, plain.features)
+
+
 def test_a_sum_over_windows_is_no_average():
     """A pool with a divisor of its own: features are what the linear layer reads."""
     images = torch.randn(4, 2, 6, 8)

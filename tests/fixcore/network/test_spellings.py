@@ -154,7 +154,7 @@ def traced(model: nn.Module) -> fixcore.Fixations:
         (Does(lambda x: x.flatten(2).min(2).values), Does(lambda x: -(-x).amax((2, 3)))),
         (Does(lambda x: x.amin((2, 3))), Does(lambda x: -(-x).amax((2, 3)))),
         (Does(lambda x: standardised(x, *torch.var_mean(x, 1))), Does(lambda x: standardised(x, x.var(1), x.mean(1)))),
-        (Does(lambda x: torch.linalg.vector_norm(x, dim=(2, 3))), Does(lambda x: x.square().sum((2, 3)).sqrt())),
+        (Does(lambda x: torch.linalg.vector_norm(x, dim=3)), Does(lambda x: x.square().sum(3).sqrt())),
         (Does(lambda x: torch.std_mean(x, (2, 3))[0]), Does(lambda x: x.std((2, 3)))),
         (Does(lambda x: functional.grid_sample(x, grid(x, 1.0), align_corners=False)), nn.Identity()),
         (Does(lambda x: functional.grid_sample(x, grid(x, -1.0), align_corners=False)), Does(lambda x: x.flip(3))),
