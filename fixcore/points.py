@@ -104,8 +104,11 @@ def numbered(values: Tensor, extent: int) -> tuple[Tensor, Tensor]:
 
 
 def is_vector(shape: Sequence[int | None]) -> bool:
-    """Whether an output has no more than one place: (N, D), or a map of one cell, (N, D, 1, 1) or (N, 1, 1, D)."""
-    return all(extent == 1 for extent in shape[2:]) or (len(shape) == 4 and shape[1] == shape[2] == 1)
+    """Whether an output has no more than one place: (N, D), or a map of one cell, (N, D, 1, 1) or (N, 1, 1, D).
+
+    So, too, with more dimensions of one element, as einsum adds them; (N, 1, D) is a single token.
+    """
+    return all(extent == 1 for extent in shape[2:]) or (len(shape) > 3 and sum(one != 1 for one in shape[1:]) < 2)
 
 
 def by_vector(points: Points, features: int) -> tuple[Tensor, Tensor, Tensor]:

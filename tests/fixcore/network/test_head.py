@@ -263,6 +263,15 @@ POOLS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum over windows": lambda x: F.avg_pool2d(x, (6, 8), divisor_override=1).flatten(1) / 48,
     "divided later": lambda x: x.sum((2, 3)).mul(2).div(96),
 }
+PRODUCTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "einsum": lambda x, weight, bias: torch.einsum("nd,kd->nk", averages(x), weight) + bias,
+    "einsum of a map": lambda x, weight, bias: torch.einsum("nchw,kc->nk", x, weight) / 48 + bias,
+    "weight on the left": lambda x, weight, bias: (weight @ averages(x)[..., None])[..., 0] + bias,
+    "vectors as rows": lambda x, weight, bias: (averages(x)[:, None] @ weight.T)[:, 0] + bias,
+    "images as columns": lambda x, weight, bias: (weight @ averages(x).T).T + bias,
+    "batched": lambda x, weight, bias: torch.bmm(averages(x)[None], weight.T[None])[0] + bias,
+}
+
 
 def check_traced_alike(words: Callable[[Tensor, Tensor, Tensor], Tensor]) -> list[fixcore.Recording]:
     """Assert that in these words a linear layer on the average has the same evidence; return the recording."""
@@ -282,6 +291,11 @@ def check_traced_alike(words: Callable[[Tensor, Tensor, Tensor], Tensor]) -> lis
 def test_an_average_in_other_words_has_a_class_map(name):
     plain, said = check_traced_alike(lambda x, weight, bias: F.linear(POOLS[name](x), weight, bias))
     torch.testing.assert_close(said.features, plain.features)
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_a_linear_layer_in_other_words_is_one(name):
+    check_traced_alike(PRODUCTS[name])
 
 
 def test_a_sum_over_windows_is_no_average():
