@@ -12,12 +12,13 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 
+from fixcore.network.products import PRODUCTS
 from fixcore.network.simplify import FILLED
 from fixcore.network.spelling import SPELLED
 from fixcore.rules import rule
 from fixcore.structure import measures
 
-FOLLOWED: frozenset[Any] = frozenset({*rule, *SPELLED, operator.getitem})
+FOLLOWED: frozenset[Any] = frozenset({*rule, *SPELLED, *PRODUCTS, operator.getitem})
 """Operations that stay whole: they have a rule, or are said in another way that has one."""
 
 

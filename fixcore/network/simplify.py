@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.errors import CaptureError
+from fixcore.network.products import spell_linear
 from fixcore.network.rectifiers import spell_rectifiers
-from fixcore.network.spelling import spell_alike, spell_linear
+from fixcore.network.spelling import spell_alike
 from fixcore.points import is_vector
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.structure import Constants, Seen, arguments_by_name, described

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fixcore.points import is_vector
-from fixcore.structure import Constants, arguments_by_name, measures
+from fixcore.structure import arguments_by_name, measures
 from fixcore.window import pair
 
 aten = torch.ops.aten
@@ -36,113 +36,6 @@ def spell_alike(graph: fx.Graph) -> None:
                 (node.target, node.args), node.kwargs = same, {}
         if node.target in _PHRASES:
             _PHRASES[node.target](graph, node)
-
-
-def spell_linear(graph: fx.Graph, constants: Constants) -> None:
-    """Say products with a constant matrix as the linear layers that they were; in place, `constants` gains weights.
-
-    Tokens that were flattened for the product are taken as they were before, and vectors without the dimensions of one
-    element that stand beside theirs (einsum adds such): on a vector and on tokens, a linear layer has different rules.
-    """
-    for node in list(graph.nodes):
-        if node.target not in _PRODUCTS:
-            continue
-        named = arguments_by_name(node)
-        left, right = (named[name] for name in _PRODUCTS[node.target])
-        bias = named["self"] if node.target is aten.addmm.default else None
-        is_left = left in constants
-        values, matrix = (right, left) if is_left else (left, right)
-        if matrix not in constants or values in constants or (named.get("beta", 1), named.get("alpha", 1)) != (1, 1):
-            continue
-        if bias is not None and (is_left or bias not in constants or constants[bias].dim() != 1):
-            continue
-        weight = constants[matrix]
-        is_one = weight.dim() > 1 and weight.shape[:-2].numel() == 1  # not one for each head, or group
-        if not is_one or len(values.meta["seen"].shape) != len(node.meta["seen"].shape):
-            continue
-        weight = weight.reshape(weight.shape[-2:])
-        weight = weight if is_left else weight.T
-        with graph.inserting_before(node):
-            source, back = _rows(graph, _turned(graph, values) if is_left else values)
-        shapes = source.meta["seen"].shape, (*source.meta["seen"].shape[:-1], len(weight))
-        if node.target in _KNOWN and not all(is_vector(shape) for shape in shapes):
-            continue
-        with graph.inserting_before(next(iter(graph.nodes))):
-            held = graph.placeholder(f"{node.name}_weight")
-        constants[held] = weight.contiguous()
-        with graph.inserting_before(node):
-            same = back(_said(graph, node, aten.linear.default, (source, held, bias), shapes[1]))
-            same = _turned(graph, same) if is_left else same
-        node.replace_all_uses_with(same)
-        graph.erase_node(node)
-
-
-_PRODUCTS: dict[Any, tuple[str, str]] = {
-    aten.addmm.default: ("mat1", "mat2"),
-    aten.mm.default: ("self", "mat2"),
-    aten.bmm.default: ("self", "mat2"),
-    aten.matmul.default: ("self", "other"),
-}
-"""Products of matrices, and what their arguments are named."""
-_KNOWN = (aten.bmm.default, aten.matmul.default)
-"""Those that stay what they are on maps and tokens: there they have rules of their own."""
-
-
-def _rows(graph: fx.Graph, node: fx.Node) -> tuple[fx.Node, Callable[[fx.Node], fx.Node]]:
-    """Return what a linear layer reads that is to read the last dimension of a node, and how its output is put back."""
-    extents = node.meta["seen"].shape
-    tokens = _before_flattening(node)
-    if tokens is not None:
-        sizes, outer = node.args[1], extents[:-1]
-        assert isinstance(sizes, list)
-
-        def flattened(result: fx.Node) -> fx.Node:
-            last = result.meta["seen"].shape[-1]
-            return _said(graph, result, aten.reshape.default, (result, [*sizes[:-1], last]), (*outer, last))
-
-        return tokens, flattened
-    ones = [dim for dim, extent in enumerate(extents[:-1]) if extent == 1]
-    images = [extent for extent in extents[:-1] if extent != 1]
-    if not ones or images not in ([None], [extents[0]]) or _holds_more(node):
-        return node, lambda result: result
-    vectors = _said(graph, node, aten.squeeze.dims, (node, ones), (*images, extents[-1]))
-
-    def among_ones(result: fx.Node) -> fx.Node:
-        for dim in ones:
-            shape = list(result.meta["seen"].shape)
-            result = _said(graph, result, aten.unsqueeze.default, (result, dim), (*shape[:dim], 1, *shape[dim:]))
-        return result
-
-    return vectors, among_ones
-
-
-def _turned(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """Let rows and columns change places."""
-    *outer, rows, columns = node.meta["seen"].shape
-    order = [*range(len(outer)), len(outer) + 1, len(outer)]
-    return _said(graph, node, aten.permute.default, (node, order), (*outer, columns, rows))
-
-
-_FLATTENS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
-
-
-def _before_flattening(node: fx.Node) -> fx.Node | None:
-    """Return the tokens (N, ..., C) that a node (L, C) is a flat view of; None where it is a vector (N, C)."""
-    if node.target not in _FLATTENS:
-        return None
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    extents = source.meta["seen"].shape
-    is_tokens = extents[-1] == node.meta["seen"].shape[-1] and any(extent != 1 for extent in extents[1:-1])
-    return source if is_tokens else None
-
-
-def _holds_more(node: fx.Node) -> bool:
-    """Whether a node is known to hold more than one row for each image."""
-    source = node.args[0] if node.target in _FLATTENS else node
-    assert isinstance(source, fx.Node)
-    images, *extents = source.meta["seen"].shape
-    return images is None and math.prod(extents) != node.meta["seen"].shape[-1]
 
 
 def _one_output(graph: fx.Graph, node: fx.Node) -> None:
@@ -256,10 +149,10 @@ def _look_up_choice(graph: fx.Graph, node: fx.Node) -> None:
         places.meta = {**node.meta, "seen": parent.meta["seen"][1]}
         if "dim" not in named:  # counted through each map
             of_maps = [
-                _said(graph, own, aten.flatten.using_ints, (own, -2, -1), (*own.meta["seen"].shape[:-2], None))
+                said(graph, own, aten.flatten.using_ints, (own, -2, -1), (*own.meta["seen"].shape[:-2], None))
                 for own in (source, places)
             ]
-            taken = _said(graph, node, aten.gather.default, (of_maps[0], -1, of_maps[1]), (*result[:-2], None))
+            taken = said(graph, node, aten.gather.default, (of_maps[0], -1, of_maps[1]), (*result[:-2], None))
             sizes = [-1 if extent is None else extent for extent in result]
             same: Same = (aten.reshape.default, (taken, sizes))
         elif len(result) == len(extents):
@@ -267,8 +160,8 @@ def _look_up_choice(graph: fx.Graph, node: fx.Node) -> None:
         else:  # the dimension was left out
             dim = named["dim"] % len(extents)
             kept = (*result[:dim], 1, *result[dim:])
-            places = _said(graph, places, aten.unsqueeze.default, (places, dim), kept)
-            same = (aten.squeeze.dim, (_said(graph, node, aten.gather.default, (source, dim, places), kept), dim))
+            places = said(graph, places, aten.unsqueeze.default, (places, dim), kept)
+            same = (aten.squeeze.dim, (said(graph, node, aten.gather.default, (source, dim, places), kept), dim))
     (node.target, node.args), node.kwargs = same, {}
 
 
@@ -334,9 +227,7 @@ _WORDS: dict[Any, Callable[[dict[str, Any]], Same | None]] = {
 """Operations that are another one by a name of its own."""
 
 
-def _said(
-    graph: fx.Graph, like: fx.Node, operation: Any, arguments: tuple[Any, ...], shape: tuple[Any, ...]
-) -> fx.Node:
+def said(graph: fx.Graph, like: fx.Node, operation: Any, arguments: tuple[Any, ...], shape: tuple[Any, ...]) -> fx.Node:
     """Add an operation in the place of `like`, of whose results it has the type."""
     node = graph.call_function(operation, arguments)
     node.meta = {**like.meta, "seen": replace(like.meta["seen"], shape=tuple(shape))}
@@ -358,9 +249,9 @@ def _along_one_axis(operation: Any, pairs: tuple[str, ...]) -> Callable[[fx.Grap
             for name, given in named.items():
                 if isinstance(given, fx.Node) and len(given.meta["seen"].shape) == 3:
                     *outer, length = given.meta["seen"].shape
-                    named[name] = _said(graph, given, aten.unsqueeze.default, (given, 2), (*outer, 1, length))
+                    named[name] = said(graph, given, aten.unsqueeze.default, (given, 2), (*outer, 1, length))
             *outer, length = node.meta["seen"].shape
-            on_maps = _said(graph, node, operation, tuple(named.values()), (*outer, 1, length))
+            on_maps = said(graph, node, operation, tuple(named.values()), (*outer, 1, length))
         (node.target, node.args), node.kwargs = (aten.squeeze.dim, (on_maps, 2)), {}
 
     return rewrite
@@ -376,7 +267,7 @@ def _product_added(graph: fx.Graph, node: fx.Node) -> None:
     longer, shorter = (one, extents + other) if len(one) > len(other) else (other, extents + one)
     shape = tuple(b if a == 1 else a for a, b in zip(longer, shorter, strict=True))
     with graph.inserting_before(node):
-        product = _said(graph, node, operation, factors, shape)
+        product = said(graph, node, operation, factors, shape)
     alpha = {} if named["value"] == 1 else {"alpha": named["value"]}
     node.target, node.args, node.kwargs = aten.add.Tensor, (named["self"], product), alpha
 
@@ -405,7 +296,7 @@ def _averaged(graph: fx.Graph, node: fx.Node) -> None:
     if not is_pooled or (count == 1 and source is named["self"]):
         return
     with graph.inserting_before(node):
-        average = _said(graph, node, aten.mean.dim, (source, sorted(places), named["keepdim"]), node.meta["seen"].shape)
+        average = said(graph, node, aten.mean.dim, (source, sorted(places), named["keepdim"]), node.meta["seen"].shape)
     for reader in [reader for reader in node.users if count != 1 and _undoes(reader, node, count)]:
         reader.target, reader.args, reader.kwargs = aten.alias.default, (average,), {}
     same: Same = (aten.alias.default, (average,)) if count == 1 else (aten.mul.Tensor, (average, count))
@@ -441,7 +332,7 @@ def _divided_otherwise(graph: fx.Graph, node: fx.Node) -> None:
         return
     sizes = [named[name] for name in ("self", "kernel_size", "stride")]
     with graph.inserting_before(node):
-        average = _said(graph, node, node.target, tuple(sizes), node.meta["seen"].shape)
+        average = said(graph, node, node.target, tuple(sizes), node.meta["seen"].shape)
     node.target, node.args, node.kwargs = aten.mul.Tensor, (average, math.prod(kernel) / divisor), {}
 
 
@@ -458,5 +349,5 @@ _PHRASES: dict[Any, Callable[[fx.Graph, fx.Node], None]] = {
 }
 """Operations that are said as several."""
 
-SPELLED: frozenset[Any] = frozenset({*_OUTPUTS, *_CHOICES, *_WORDS, *_PHRASES, *_PRODUCTS})
+SPELLED: frozenset[Any] = frozenset({*_OUTPUTS, *_CHOICES, *_WORDS, *_PHRASES})
 """Operations that are said in another way."""
