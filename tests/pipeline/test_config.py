@@ -146,6 +146,10 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         ({"predict": "probs"}, "give --probs FILE"),
         ({"predict": "train", "probs": "p.csv"}, "--probs is for --predict probs, not for train"),
         ({"predict": "train", "weights": "w.pt"}, "--weights needs the network"),
+        ({"name": "../images"}, "must be the name of one folder, inside of --out"),
+        ({"name": "/tmp/run"}, "must be the name of one folder"),
+        ({"name": ".."}, "must be the name of one folder"),
+        ({"out": "runs\udcff"}, r"out is 'runs\\udcff', which is no text"),
     ],
 )
 def test_settings_must_fit_each_other(flags: dict[str, Any], message: str) -> None:

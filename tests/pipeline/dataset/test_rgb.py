@@ -1,5 +1,6 @@
 import io
 import threading
+import tracemalloc
 import warnings
 
 import numpy as np
@@ -40,6 +41,20 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     expected = np.rint(ramp / 257)
     for data in (encoded(Image.fromarray(ramp)), encoded(Image.fromarray(ramp), "TIFF")):
         assert np.array_equal(read(data)[..., 0], expected)
+
+
+def test_a_large_grey_picture_is_scaled_a_strip_at_a_time() -> None:
+    """Numbers of all pixels at once would take ten times what the picture does."""
+    ramp = np.tile(np.arange(0, 65536, 16, dtype=np.uint16), (1024, 1))
+    data = encoded(Image.fromarray(ramp))
+    tracemalloc.start()
+    try:
+        found = read(data)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.array_equal(found[..., 2], np.rint(ramp / 257))
+    assert most < 6 * ramp.nbytes  # stored, its levels, RGB and what reading takes
 
 
 @pytest.mark.parametrize(

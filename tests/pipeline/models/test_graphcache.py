@@ -52,3 +52,15 @@ def test_the_users_cache_folder_is_used(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_folder() == tmp_path / ".cache" / "fixaudit" / "graphs"
+
+
+def test_users_without_a_home_keep_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nowhere)
+    cache = GraphCache(default_folder())
+    cache["a"] = "text"
+    assert "a" not in cache
+    assert list(cache) == []
