@@ -91,7 +91,8 @@ def command_page() -> str:
         _GENERATED,
         "# The command",
         "",
-        "Exit codes: 0 done, 2 error (one line on stderr; `--debug` adds the traceback), 130 stopped by Ctrl-C.",
+        "Exit codes: 0 done, 1 done and findings exceed `--fail-on`, 2 error (one line on stderr; `--debug` adds the "
+        "traceback), 130 stopped by Ctrl-C.",
         "Progress and notes go to stderr, results to stdout, as JSON with `--json`.",
         "",
         "The settings of `run` may also stand in a TOML file (`--config`; see `configs/`), or in variables:",

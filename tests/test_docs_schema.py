@@ -47,3 +47,9 @@ def test_every_field_of_the_summary_is_explained():
 def test_every_issue_is_named():
     page = PAGES["schema.md"]()
     assert all(f"`{issue}`" in page for issue in schema.ISSUES)
+
+
+def test_every_exit_code_is_named():
+    page = PAGES["command.md"]()
+    (line,) = (line for line in page.splitlines() if line.startswith("Exit codes: "))
+    assert [int(part.split()[0]) for part in line.removeprefix("Exit codes: ").split(", ")] == [0, 1, 2, 130]
