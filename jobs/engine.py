@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Protocol, TypeVar
 
 from pipeline.dataset.images import DecodedShard
@@ -37,7 +37,7 @@ class Engine(Protocol):
 
     def map_shards(
         self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """Yield what `finish` returns for each shard, in any order; `make_step` is called once per worker.
 
         All functions can be pickled. A shard may be done twice where a worker is lost on the way, so `finish` must
@@ -50,7 +50,7 @@ class Engine(Protocol):
         function: Callable[[Item, Tell], Result],
         items: Sequence[Item],
         on_progress: Callable[[int, float], None],
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """Yield `function(item, tell)` for each item, in any order.
 
         `on_progress` hears, in this process, an item's position and the share of it that is done; 1 once it is.

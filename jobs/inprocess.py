@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -34,7 +34,7 @@ class InProcess:
 
     def map_shards(
         self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """See `Engine.map_shards`; in order."""
         if not shards:
             return
@@ -52,7 +52,7 @@ class InProcess:
         function: Callable[[Item, Tell], Result],
         items: Sequence[Item],
         on_progress: Callable[[int, float], None],
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """See `Engine.map_tasks`; in order."""
         for position, item in enumerate(items):
             result = function(item, functools.partial(on_progress, position))

@@ -13,7 +13,7 @@ import os
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,20 +93,20 @@ class LocalRay:
 
     def map_shards(
         self, shards: Sequence[Shard], decode: Decode, make_step: Callable[[], Step], finish: Finish
-    ) -> Iterator[Any]:
+    ) -> Generator[Any, None, None]:
         """See `Engine.map_shards`; as they finish. A worker that is lost is started again, twice.
 
         Raises AuditError when it is lost once more.
         """
         count = min(self._workers, len(shards))
         # Actors claim none of Ray's CPUs: decoding must never wait for them to leave.
-        worker = _Worker.options(
+        worker = ray.remote(_Worker).options(
             num_cpus=0,
             num_gpus=min(1.0, self._gpus / self._workers) if self._gpu else 0,
             max_restarts=_LOST_BEFORE_GIVING_UP,
             max_task_retries=_LOST_BEFORE_GIVING_UP,
         )
-        actors = [worker.remote(make_step, finish) for _ in range(count)]
+        actors: list[Any] = [worker.remote(make_step, finish) for _ in range(count)]  # Ray's type lacks our methods
         free = deque(actor for _ in range(_QUEUED) for actor in actors)
         most_decoded = max(1, self._all_cores // _DECODE_THREADS)  # beyond what free actors can take
         decoding = _call.options(num_cpus=1)
@@ -136,9 +136,9 @@ class LocalRay:
         function: Callable[[Item, Tell], Result],
         items: Sequence[Item],
         on_progress: Callable[[int, float], None],
-    ) -> Iterator[Result]:
+    ) -> Generator[Result, None, None]:
         """See `Engine.map_tasks`; as they finish, each with an even share of the cores, or a GPU."""
-        board = _Board.remote()
+        board: Any = ray.remote(_Board).options(num_cpus=0).remote()
         task = _call.options(num_cpus=self._cores_for(len(items)), num_gpus=1 if self._gpu else 0)
         running = {
             task.remote(function, item, _TellBoard(board, position)): position for position, item in enumerate(items)
@@ -188,7 +188,6 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     return function(*arguments)
 
 
-@ray.remote
 class _Worker:
     """Builds its step once and puts shard after shard through it."""
 
@@ -203,7 +202,6 @@ class _Worker:
         return self._finish(shard, self._step(shard))
 
 
-@ray.remote(num_cpus=0)
 class _Board:
     """Where tasks write how far they are."""
 

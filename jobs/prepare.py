@@ -261,7 +261,7 @@ def _train_one(work: str, plan: TrainPlan, item: tuple[int, str], tell: Tell) ->
     return fold
 
 
-def _laid_out(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> NDArray[Any]:
+def _laid_out(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[Any]]:
     """Return a new memory map whose disk space is taken: to run out of it later would kill the process, speechless."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     free = shutil.disk_usage(path.parent).free
@@ -270,7 +270,7 @@ def _laid_out(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> ND
             f"{path.parent} has {free / 1e9:.1f} GB free and the run needs {size / 1e9:.1f} GB for a while; "
             "choose another --out"
         )
-    array: NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype, shape)
+    array = np.lib.format.open_memmap(path, "w+", dtype, shape)
     if hasattr(os, "posix_fallocate"):
         with path.open("rb+") as file:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -41,7 +41,8 @@ class Reporter:
                 columns.insert(1, BarColumn(bar_width=None))
             # refreshed by its own thread, so that the time left also falls while a long unit is at work
             with Progress(*columns, console=self._console, expand=self._console.width >= _WIDE) as bar:
-                task = bar.add_task(title, total=total, completed=done)
+                task = bar.add_task(title, total=total)
+                bar.update(task, completed=done)
 
                 def advance(units: float) -> None:
                     pace.add(units)
