@@ -40,7 +40,7 @@ from pipeline.config import FEW_IMAGES, RunConfig
 from pipeline.dataset.images import decode_shard
 from pipeline.dataset.manifest import Manifest, read_class_names, read_manifest
 from pipeline.errors import DatasetError, ModelError, VerdictsError
-from pipeline.files import write_json, write_parquet
+from pipeline.files import sha256_of, write_json, write_parquet
 from pipeline.gate import parse_gates, require_classes, write_junit
 from pipeline.judging.evidence import EvidenceStep
 from pipeline.judging.folds import fold_warnings
@@ -200,8 +200,7 @@ class _Run:
             *(f"{package} {version(package)}" for package in ("fixaudit", "torch", "torchvision")),
         ]
         if self.config.probs is not None and Path(self.config.probs).is_file():
-            with Path(self.config.probs).open("rb") as file:
-                parts.append(hashlib.file_digest(file, "sha256").hexdigest())
+            parts.append(sha256_of(Path(self.config.probs)))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _folder(self, digest: str) -> RunFolder:

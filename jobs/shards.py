@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.dataset.images import DecodedShard, levels
 from pipeline.dataset.manifest import Shard
-from pipeline.files import replacing, write_json, write_parquet
+from pipeline.files import replacing, sha256_of, write_json, write_parquet
 from pipeline.runfolder import RunFolder
 
 
@@ -30,7 +29,7 @@ class CommitEvidence:
         assert evidence["image_id"].equals(shard.rows["image_id"]), "one row per image, in the shard's order"
         path = self.folder.evidence_part(shard.index)
         write_parquet(evidence, path, schema.EVIDENCE)
-        commit = {"fingerprint": self.fingerprint, "rows": len(evidence), "sha256": _digest(path)}
+        commit = {"fingerprint": self.fingerprint, "rows": len(evidence), "sha256": sha256_of(path)}
         write_json(commit, _commit_file(self.folder, shard.index))
         return len(evidence)
 
@@ -40,7 +39,7 @@ def is_committed(folder: RunFolder, shard: Shard, fingerprint: str) -> bool:
     part = folder.evidence_part(shard.index)
     try:
         commit = json.loads(_commit_file(folder, shard.index).read_text(encoding="utf-8"))
-        return bool(commit == {"fingerprint": fingerprint, "rows": len(shard.rows), "sha256": _digest(part)})
+        return bool(commit == {"fingerprint": fingerprint, "rows": len(shard.rows), "sha256": sha256_of(part)})
     except (OSError, ValueError):
         return False
 
@@ -130,11 +129,6 @@ def groups_of(shard: DecodedShard) -> list[str]:
         sha if state == "ok" else f"{UNREADABLE}{image_id}"
         for state, sha, image_id in zip(status, digest, ids, strict=True)
     ]
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _commit_file(folder: RunFolder, index: int) -> Path:

@@ -1,7 +1,8 @@
-"""Writing files so that a reader finds a whole one or none: write beside, flush, rename."""
+"""Writing files so that a reader finds a whole one or none: write beside, flush, rename. And their digest."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -56,6 +57,12 @@ def write_text(text: str, path: Path) -> None:
 def write_json(value: Any, path: Path) -> None:
     """Write indented JSON; NaN and infinities raise ValueError rather than produce a file others cannot read."""
     write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
+
+
+def sha256_of(path: Path) -> str:
+    """Return the digest of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _umask() -> int:

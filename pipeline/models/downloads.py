@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import socket
 import sys
@@ -15,6 +14,7 @@ import torch
 import torchvision
 
 from pipeline.errors import ModelError
+from pipeline.files import sha256_of
 
 _PATIENCE = 30.0  # seconds without a byte until a server counts as unreachable
 _SHOWN = 3
@@ -29,7 +29,7 @@ def fetch_weights(name: str, url: str) -> Path:
     path = _cached_path(url)
     expected = _digest_in(path.name)
     if path.is_file():
-        if expected is not None and not _sha256(path).startswith(expected):
+        if expected is not None and not sha256_of(path).startswith(expected):
             raise ModelError(f"{path} is damaged (its sha256 does not start with {expected}); delete it and run again")
         return path
     patience = socket.getdefaulttimeout()
@@ -69,11 +69,6 @@ def _digest_in(file_name: str) -> str | None:
     """Return the first digits of the sha256, which torch.hub's file names end with."""
     found = re.search(r"-([a-f0-9]{8,})\.", file_name)
     return found[1] if found else None
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _reason(error: BaseException) -> str:
