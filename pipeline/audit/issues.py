@@ -59,6 +59,17 @@ def write_issues(run: RunFolder) -> None:
     write_parquet(ranked.select(schema.ISSUES_TABLE.names), run.issues, schema.ISSUES_TABLE)
 
 
+def count_issues(run: RunFolder) -> dict[str, int]:
+    """Return how many rows each issue has in issues.parquet, every issue named.
+
+    Raises RunFolderError where the file is missing or unreadable.
+    """
+    counts = Counter[str]()
+    for batch in scan([run.issues], ["issue"]):
+        counts.update(batch.column("issue").to_pylist())
+    return {issue: counts[issue] for issue in schema.ISSUES}
+
+
 _UNRANKED = pa.schema(
     [
         *(field for field in schema.ISSUES_TABLE if field.name != "rank"),

@@ -11,15 +11,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.audit.flags import integers, read_label_cut, scan
+from pipeline.audit.issues import count_issues
 from pipeline.audit.shortcuts import Shortcut, find_shortcuts
-from pipeline.errors import RunFolderError
 from pipeline.files import write_json
 from pipeline.runfolder import RunFolder
 
@@ -112,7 +110,7 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
         reviewed=counts.reviewed,
         reviewed_wrong=counts.reviewed_wrong,
         worth_a_look=counts.worth_a_look,
-        issues=_issue_counts(run),
+        issues=count_issues(run),
         accuracy=_share(counts.right.sum(), counts.predicted.sum()),
         estimated_errors=cut.estimated_errors if judged else None,
         estimated_errors_range=cut.errors_range if judged else None,
@@ -191,15 +189,6 @@ class _Counts:
     def _tally(self, labels: NDArray[np.int64], weights: NDArray[np.float64] | None = None) -> NDArray[Any]:
         known = labels >= 0
         return np.bincount(labels[known], weights=None if weights is None else weights[known], minlength=self._classes)
-
-
-def _issue_counts(run: RunFolder) -> dict[str, int]:
-    try:
-        column = pq.read_table(run.issues, columns=["issue"])["issue"]
-    except (OSError, pa.ArrowException) as error:
-        raise RunFolderError(f"cannot read {run.issues}: {str(error).splitlines()[0]}; run the audit again") from error
-    found = {entry["values"]: entry["counts"] for entry in pc.value_counts(column).to_pylist()}
-    return {issue: found.get(issue, 0) for issue in schema.ISSUES}
 
 
 def _share(part: Any, whole: Any) -> float | None:

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
-from pipeline.schema import EVIDENCE, ISSUES, ISSUES_TABLE, MANIFEST, VERSION
+from pipeline.schema import EVIDENCE, ISSUES_TABLE, MANIFEST, VERSION
 from pipeline.wording import printable
 
 Box = tuple[float, float, float, float]
@@ -104,15 +104,6 @@ class Finding:
     score: float | None
     suggested_name: str | None
     reason: str
-
-
-def count_findings(run: RunFolder) -> dict[str, int]:
-    """Return how many rows each issue has, every issue named."""
-    counts = dict.fromkeys(ISSUES, 0)
-    for batch in _batches(run.issues, ISSUES_TABLE, ["issue"]):
-        for entry in pc.value_counts(batch.column("issue")).to_pylist():
-            counts[entry["values"]] = counts.get(entry["values"], 0) + entry["counts"]
-    return counts
 
 
 def top_findings(run: RunFolder, issue: str, limit: int) -> list[Finding]:

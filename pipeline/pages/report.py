@@ -13,10 +13,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pipeline.audit.issues import count_issues
 from pipeline.errors import OtherVersionError, RunFolderError
 from pipeline.files import write_text
 from pipeline.pages.cards import Limits, flagged_cards
-from pipeline.pages.findings import Finding, count_findings, top_findings
+from pipeline.pages.findings import Finding, top_findings
 from pipeline.pages.page import environment, name_of, rendered
 from pipeline.runfolder import RunFolder
 from pipeline.schema import ISSUES, VERSION
@@ -45,7 +46,7 @@ def write_report(run: RunFolder, limits: Limits | None = None) -> Path:
 
     """
     limits = limits or Limits()
-    counts = count_findings(run)
+    counts = count_issues(run)
     page = _Page(run, limits, counts, _read_summary(run))
     unreadable = top_findings(run, "unreadable", limits.rows)
     bare = len(page.render((), dict.fromkeys(ISSUES, 0), unreadable).encode())

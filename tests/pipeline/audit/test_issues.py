@@ -15,9 +15,10 @@ from pipeline import schema
 from pipeline.audit import issues as module
 from pipeline.audit import reasons
 from pipeline.audit.flags import write_audit
-from pipeline.audit.issues import ORDER, write_issues
+from pipeline.audit.issues import ORDER, count_issues, write_issues
 from pipeline.audit.reasons import Copy, Seen, Smoothed
 from pipeline.errors import RunFolderError
+from pipeline.runfolder import RunFolder
 from tests.pipeline.evidence_rows import NAMES, broken, clear, image, write_run
 
 THIN = "\N{NARROW NO-BREAK SPACE}"
@@ -259,6 +260,15 @@ def test_all_unreadable_and_none_at_all(tmp_path):
     found = listed(tmp_path / "a", [broken(f"{at}.png", 0) for at in (2, 1)])
     assert found[["rank", "image_id"]].values.tolist() == [[1, "1.png"], [2, "2.png"]]
     assert len(listed(tmp_path / "b", [])) == 0
+
+
+def test_counts_agree_with_pandas(tmp_path):
+    found = listed(tmp_path, data_set(*EVERYTHING))
+    counts = count_issues(RunFolder(tmp_path))
+    assert counts == {name: int((found.issue == name).sum()) for name in schema.ISSUES}
+    assert counts["duplicate_conflict"] == 2
+    listed(tmp_path / "none", [])
+    assert count_issues(RunFolder(tmp_path / "none")) == dict.fromkeys(schema.ISSUES, 0)
 
 
 def test_an_audit_of_other_evidence_is_refused(tmp_path):
