@@ -383,6 +383,8 @@ def _print_result(result: RunResult) -> None:
     print(f"mislabeled:        {counts['mislabeled']:,}")
     print(f"ambiguous:         {counts['ambiguous']:,}")
     print(f"adversarial drift: {counts['adversarial_drift']:,}")
+    if counts["duplicate_conflict"]:
+        print(f"duplicates:        {counts['duplicate_conflict']:,} (one picture under two labels, or in two splits)")
     if counts["error"]:
         print(f"unreadable:        {counts['error']:,} (the report says why)")
     told = result.summary

@@ -30,7 +30,7 @@ class RunResult:
 
     folder: RunFolder
     counts: dict[str, int]
-    """images, ok, error, and one number per kind of flag."""
+    """images, ok, error, and the number of each issue."""
     seconds: float
     """From start to report, of this call alone."""
     warnings: tuple[str, ...]
@@ -91,7 +91,7 @@ def result_of(
     """Return what a concluded audit found."""
     return RunResult(
         folder=folder,
-        counts=_count_flags(folder),
+        counts={name: summary[name] for name in ("images", *schema.STATUSES)} | summary["issues"],
         seconds=seconds,
         warnings=tuple(warnings),
         first_issue=_first_issue(folder),
@@ -108,14 +108,6 @@ def read_facts(folder: RunFolder) -> dict[str, Any]:
     if facts.get("schema") != schema.VERSION:
         raise OtherVersionError(folder.path)
     return facts
-
-
-def _count_flags(folder: RunFolder) -> dict[str, int]:
-    """Return the number of images, of each status, and of each flag."""
-    table = pq.read_table(folder.audit, columns=["status", "is_mislabeled", "is_ambiguous", "is_adversarial_drift"])
-    status = {name: int(pc.sum(pc.equal(table["status"], name)).as_py() or 0) for name in schema.STATUSES}
-    flags = {name: int(pc.sum(table[f"is_{name}"]).as_py() or 0) for name in schema.ISSUES[:3]}
-    return {"images": len(table), **status, **flags}
 
 
 def _first_issue(folder: RunFolder) -> str | None:

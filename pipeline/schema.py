@@ -20,6 +20,7 @@ _BOX = pa.list_(pa.float32(), 4)
 _MAP = pa.binary(MAP_SIDE * MAP_SIDE)
 
 STATUSES = ("ok", "error")
+FLAGS = ("is_mislabeled", "is_ambiguous", "is_adversarial_drift")
 ISSUES = ("mislabeled", "ambiguous", "adversarial_drift", "duplicate_conflict", "unreadable")
 
 

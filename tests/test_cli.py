@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -324,3 +325,27 @@ def test_a_reader_that_has_seen_enough_is_no_error(run: RunFolder) -> None:
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert ended.returncode == 0
     assert ended.stderr == ""
+
+
+def test_duplicate_conflicts_are_counted_and_said_where_there_are_any(dataset, tmp_path):
+    data = tmp_path / "data"
+    for name in ("rot", "blå"):
+        (data / name).mkdir(parents=True)
+        for number in range(3):
+            shutil.copy(dataset / name / f"{number:02d}.png", data / name)
+    told = ["run", str(data), "--engine", "inprocess", "--quiet", "--overwrite", "--out", str(tmp_path), "--name", "r"]
+
+    def audited(*more: str) -> str:
+        ids = [path.relative_to(data).as_posix() for path in sorted(data.glob("*/*.png"))]
+        rows = [f"{one},{'0.9,0.1' if one.startswith('rot') else '0.1,0.9'}" for one in ids]
+        (tmp_path / "probs.csv").write_text("\n".join(["image_id,rot,blå", *rows]), encoding="utf-8")
+        result = runner.invoke(cli.app, [*told, "--probs", str(tmp_path / "probs.csv"), *more])
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    assert "duplicates" not in audited()
+    shutil.copy(data / "rot" / "00.png", data / "blå" / "twin.png")
+    assert "\nduplicates:        2 (one picture under two labels, or in two splits)\n" in audited()
+    counts = json.loads(audited("--json"))["counts"]
+    assert counts == {"images": 7, "ok": 7, "error": 0, **dict.fromkeys(schema.ISSUES, 0), "duplicate_conflict": 2}
+    assert json.loads(RunFolder(tmp_path / "r").run_json.read_text(encoding="utf-8"))["counts"] == counts

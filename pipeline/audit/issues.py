@@ -27,11 +27,10 @@ model to be wrong; a wrong label has a better one at hand; drift says that the p
 ambiguous image may be right as it is; of an unreadable one nothing is known."""
 assert sorted(ORDER) == sorted(schema.ISSUES)
 
-_FLAGS = ("is_mislabeled", "is_ambiguous", "is_adversarial_drift")
 _AUDITED = (
     *("image_id", "status", "label_name", "label_score", "ambiguity_score", "drift_score", "suggested_name"),
     *("verdict", "is_apart"),
-    *_FLAGS,
+    *schema.FLAGS,
 )
 _EVIDENCE = (
     *("image_id", "error", "label", "pred", "pred_name", "probs", "pred_box", "evidence_distance", "evidence_swing"),
@@ -92,7 +91,7 @@ def _flagged(run: RunFolder) -> Iterator[tuple[list[dict[str, Any]], list[dict[s
         if not part["image_id"].combine_chunks().equals(batch.column("image_id")):
             raise RunFolderError(f"{run.audit} belongs to other evidence than {run.evidence}; run the audit again")
         wanted = pc.equal(part["status"], "error")
-        for flag in _FLAGS:
+        for flag in schema.FLAGS:
             wanted = pc.or_(wanted, part[flag])
         wanted = wanted.combine_chunks()
         yield part.filter(wanted).to_pylist(), _with_probabilities(batch.filter(wanted))

@@ -21,8 +21,6 @@ from pipeline.audit.shortcuts import Shortcut, find_shortcuts
 from pipeline.files import write_json
 from pipeline.runfolder import RunFolder
 
-_FLAGS = ("is_mislabeled", "is_ambiguous", "is_adversarial_drift")
-
 
 def _means(meaning: str) -> Any:
     return field(metadata={"meaning": meaning})
@@ -96,7 +94,7 @@ def write_summary(run: RunFolder, class_names: Sequence[str]) -> Summary:
     """
     cut = read_label_cut(run)
     counts = _Counts(len(class_names))
-    for batch in scan([run.audit], ["status", "label", "label_score", "verdict", "is_worth_a_look", *_FLAGS]):
+    for batch in scan([run.audit], ["status", "label", "label_score", "verdict", "is_worth_a_look", *schema.FLAGS]):
         counts.add_audit(batch)
     for batch in scan(run.evidence_parts(), ["status", "label", "pred"]):
         counts.add_predictions(batch)
@@ -132,7 +130,7 @@ class _Counts:
         self.images = self.ok = self.reviewed = self.reviewed_wrong = self.worth_a_look = 0
         self.given, self.judged, self.predicted, self.right, self.flagged = np.zeros((5, classes), np.int64)
         self.wrong, self.wrong_flags = np.zeros((2, classes))
-        self.flags = {flag: np.zeros(classes, np.int64) for flag in _FLAGS}
+        self.flags = {flag: np.zeros(classes, np.int64) for flag in schema.FLAGS}
         self._confusions: dict[int, dict[int, int]] = {}
 
     def add_audit(self, batch: Any) -> None:
