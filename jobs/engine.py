@@ -29,6 +29,10 @@ class Engine(Protocol):
         """End what was started here, and nothing else."""
 
     @property
+    def workers(self) -> int:
+        """Judges at work at once."""
+
+    @property
     def threads(self) -> int:
         """CPU threads each worker should use, so that all workers together fill the machine and no more."""
 

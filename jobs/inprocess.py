@@ -24,6 +24,11 @@ class InProcess:
         """Nothing to end."""
 
     @property
+    def workers(self) -> int:
+        """One: this process."""
+        return 1
+
+    @property
     def threads(self) -> int:
         """Half of the cores: the next shard is decoded on the others."""
         return max(1, usable_cores() // 2)

@@ -76,6 +76,11 @@ class LocalRay:
             self._started = False
 
     @property
+    def workers(self) -> int:
+        """As asked for, or one per GPU, or one per core as far as memory goes."""
+        return self._workers
+
+    @property
     def threads(self) -> int:
         """An even share of the cores."""
         return max(1, min(self._node_cores, self._all_cores // self._workers))

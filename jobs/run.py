@@ -45,6 +45,7 @@ from pipeline.gate import parse_gates, require_classes, write_junit
 from pipeline.judging.evidence import EvidenceStep
 from pipeline.judging.folds import fold_warnings
 from pipeline.judging.judge import JudgePlan
+from pipeline.judging.train import epochs_learned
 from pipeline.labels.apart import usual_share
 from pipeline.models.loading import LoadedModel, from_anywhere, load_model, resolve_classes
 from pipeline.runfolder import RunFolder
@@ -76,6 +77,7 @@ class _Run:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     timings: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    probs_sha256: str | None = None
 
     def audit(self) -> RunResult:
         config = self.config
@@ -123,7 +125,8 @@ class _Run:
             with self._timed("report"):
                 write_pages(folder)
             result = result_of(folder, summary, gates, seconds=self._seconds(), warnings=self.warnings)
-            write_json(self._facts(manifest, loaded, prepared.plan, result.counts), folder.run_json)
+            facts = self._facts(manifest, loaded, prepared.plan, result.counts)
+            write_json(facts | {"resolved": _resolved(engine, manifest, prepared.plan)}, folder.run_json)
             shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
             if config.junit is not None:
                 write_junit(Path(config.junit), gates, summary)
@@ -200,7 +203,8 @@ class _Run:
             *(f"{package} {version(package)}" for package in ("fixaudit", "torch", "torchvision")),
         ]
         if self.config.probs is not None and Path(self.config.probs).is_file():
-            parts.append(sha256_of(Path(self.config.probs)))
+            self.probs_sha256 = sha256_of(Path(self.config.probs))
+            parts.append(self.probs_sha256)
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _folder(self, digest: str) -> RunFolder:
@@ -273,6 +277,9 @@ class _Run:
                 "digest": loaded.digest if loaded else None,
                 "input": dataclasses.asdict(plan.input),
             },
+            "probs": None
+            if self.config.probs is None
+            else {"path": str(Path(self.config.probs).resolve()), "sha256": self.probs_sha256},
             "counts": counts,
             "warnings": self.warnings,
             "timings": {name: round(seconds, 3) for name, seconds in timings.items()},
@@ -307,6 +314,18 @@ def _engine_for(config: RunConfig, images: int, device: str) -> Engine:
     from jobs.local import LocalRay  # half a second, and an audit of few images needs none of it
 
     return LocalRay(workers=config.workers, gpu=device == "cuda")
+
+
+def _resolved(engine: Engine, manifest: Manifest, plan: JudgePlan) -> dict[str, Any]:
+    """Return what became of the settings that were left to the run; the part of run.json that says what ran."""
+    return {
+        "engine": "inprocess" if isinstance(engine, InProcess) else "ray",
+        "workers": engine.workers,
+        "threads": plan.threads,
+        "device": plan.device,
+        "shard_size": max(len(shard.rows) for shard in manifest.shards()),
+        "epochs": [epochs_learned(Path(path)) for path in plan.fold_weights] or None,
+    }
 
 
 def _classes_below(dataset: Path, manifest: Manifest) -> str:

@@ -27,14 +27,22 @@ from pipeline.judging.augment import mirroring_is_harmless, vary
 from pipeline.judging.network import small_network
 from pipeline.models.loading import load_model
 
-__all__ = ["TrainPlan", "learned_mirrored", "load_fold_network", "small_network", "train_fold", "training_input"]
+__all__ = [
+    "TrainPlan",
+    "epochs_learned",
+    "learned_mirrored",
+    "load_fold_network",
+    "small_network",
+    "train_fold",
+    "training_input",
+]
 
 _SMALLEST, _LARGEST, _STEP = 32, 96, 8  # sides of the small network's input, in pixels
 _BATCH = 64
 _SMOOTHING = 0.1
 _SCOUT_SHARE = 0.125  # of the epochs, spent on most of the images to find out about mirroring
 _SCOUT_HELD_BACK = 8  # one image in so many
-_MIRRORED = "learned from mirror images"  # in the weights' metadata
+_MIRRORED, _EPOCHS = "learned from mirror images", "epochs"  # in the weights' metadata
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +150,7 @@ def train_fold(
     if not all(value.isfinite().all() for value in state.values()):
         raise ModelError(f"training without fold {held_out} did not converge: weights are not finite")
     with replacing(out) as partial:
-        save_file(state, partial, metadata={_MIRRORED: "yes" if mirror else "no"})
+        save_file(state, partial, metadata={_MIRRORED: "yes" if mirror else "no", _EPOCHS: str(epochs)})
 
 
 def load_fold_network(plan: TrainPlan, path: Path) -> nn.Module:
@@ -164,8 +172,18 @@ def load_fold_network(plan: TrainPlan, path: Path) -> nn.Module:
 
 def learned_mirrored(path: Path) -> bool:
     """Tell whether the network of a file that `train_fold` wrote learned from mirror images, too."""
+    return _told(path).get(_MIRRORED) == "yes"
+
+
+def epochs_learned(path: Path) -> int | None:
+    """Return how often the network of a file that `train_fold` wrote saw its images; None where that is not told."""
+    epochs = _told(path).get(_EPOCHS)
+    return None if epochs is None else int(epochs)
+
+
+def _told(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as weights:
-        return (weights.metadata() or {}).get(_MIRRORED) == "yes"
+        return weights.metadata() or {}
 
 
 class _Trainer:

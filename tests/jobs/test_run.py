@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ import fixcore
 from jobs.claim import held
 from jobs.inprocess import InProcess
 from jobs.local import LocalRay
+from jobs.machine import usable_cores, usable_device
 from jobs.progress import Reporter
 from jobs.result import RunResult
 from jobs.review import review_run
@@ -167,6 +170,29 @@ def test_probabilities_brought_decide(dataset: Path, tmp_path: Path, model: str 
     evidence = evidence_of(result.folder)
     assert evidence.loc["bright/07.png", "pred_name"] == "dark"
     assert evidence.pred_fix_x.notna().any() == (model is not None)
+
+
+def test_run_json_says_what_ran(
+    dataset: Path, tmp_path: Path, local_ray: LocalRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.judging.train._epochs", lambda images, plan: 2)
+
+    def facts(result: RunResult) -> Any:
+        return json.loads(result.folder.run_json.read_text(encoding="utf-8"))
+
+    here = facts(audited(dataset, tmp_path / "here", predict="train", epochs=None, seed=1))
+    cores = usable_cores()
+    resolved = {"engine": "inprocess", "workers": 1, "threads": max(1, cores // 2), "device": usable_device("auto")}
+    assert here["resolved"] == resolved | {"shard_size": 14, "epochs": [2, 2]}  # 41 images, three shards
+    assert (here["config"]["engine"], here["config"]["epochs"], here["config"]["shard_size"]) == ("auto", None, None)
+    assert here["probs"] is None
+
+    ids = [path.relative_to(dataset).as_posix() for path in sorted(dataset.rglob("*.png"))]
+    probs = tmp_path / "probs.csv"
+    probs.write_text("\n".join(["image_id,bright,dark", *(f"{one},0.5,0.5" for one in ids)]), encoding="utf-8")
+    by_ray = facts(audited(dataset, tmp_path / "ray", local_ray, predict="probs", probs=probs, shard_size=30))
+    assert by_ray["resolved"] == resolved | {"engine": "ray", "workers": 2, "shard_size": 21, "epochs": None}
+    assert by_ray["probs"] == {"path": str(probs), "sha256": hashlib.sha256(probs.read_bytes()).hexdigest()}
 
 
 def test_classes_smaller_than_the_folds_are_said_and_audited(dataset: Path, tmp_path: Path) -> None:
