@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -32,6 +33,17 @@ def check_out(out: Path, dataset: Path) -> None:
             pass
     except OSError as error:
         raise RunFolderError(f"cannot write into {out}: {error.strerror or error}; choose another --out") from error
+
+
+def check_junit(path: Path) -> None:
+    """Raise RunFolderError, before any work, where the JUnit file cannot be written; nothing is made."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=next(above for above in path.absolute().parents if above.exists())):
+            pass
+    except OSError as error:
+        raise RunFolderError(f"cannot write {path}: {error.strerror or error}; choose another --junit") from error
 
 
 def refuse_complete(folder: RunFolder) -> None:

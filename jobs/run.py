@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from jobs.claim import check_out, claim_folder, held, refuse_complete
+from jobs.claim import check_junit, check_out, claim_folder, held, refuse_complete
 from jobs.engine import Engine
 from jobs.inprocess import InProcess
 from jobs.machine import usable_device
@@ -83,6 +83,8 @@ class _Run:
         config = self.config
         device = usable_device(self.config.device)
         check_out(Path(config.out), Path(config.dataset))
+        if config.junit is not None:
+            check_junit(Path(config.junit))
         if config.name is not None and not config.overwrite:
             refuse_complete(self._folder(""))
         with self._timed("manifest"):

@@ -262,6 +262,15 @@ def test_limits_that_make_no_sense_are_told_before_the_work(dataset, tmp_path, l
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("junit", "why"), [("file/j.xml", "Not a directory"), ("folder", "Is a directory")])
+def test_a_junit_file_that_cannot_be_written_is_told_before_the_work(dataset, tmp_path, junit, why):
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    told = ["--predict", "train", "--out", str(tmp_path / "runs"), "--junit", str(tmp_path / junit)]
+    assert wrong([str(dataset), *told]) == f"error: cannot write {tmp_path / junit}: {why}; choose another --junit"
+    assert not list((tmp_path / "runs").iterdir())
+
+
 def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     ids = sorted(str(path.relative_to(dataset)).replace("\\", "/") for path in dataset.glob("*/[0-9]*.png"))
     rows = ["image_id,rot,blå", *(f"{one},{0.9 if one < 'rot' else 0.3},{0.1 if one < 'rot' else 0.7}" for one in ids)]
