@@ -67,7 +67,7 @@ class RunFolder:
 
     @property
     def work(self) -> Path:
-        """What steps hand to later steps (features, heads, weights, commits); may be deleted after the run."""
+        """What steps hand to later steps (features, heads, weights, commits); a run that is complete has deleted it."""
         return self.path / "work"
 
     @property
