@@ -395,7 +395,7 @@ def _print_result(result: RunResult) -> None:
         print(f"wrong labels in all: about {told['estimated_errors']:,.0f} ({low:,.0f} to {high:,.0f})")
     if told["estimated_precision"] is not None:
         low, high = told["estimated_precision_range"]
-        print(f"doubts that are right: about {told['estimated_precision']:.0%} ({low:.0%} to {high:.0%})")
+        print(f"flags that are right: about {told['estimated_precision']:.0%} ({low:.0%} to {high:.0%})")
     for one in told["shortcuts"]:
         print(f"shortcut? {printable(one['name'])}: its evidence gathers in the {one['where']}")
     print(f"report: {result.folder.report}")

@@ -310,6 +310,7 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     second = runner.invoke(cli.app, ["run", str(dataset), *told, "--reviewed", str(kept), "--name", "next"])
     assert second.exit_code == 0, second.output
     assert "looked at:         24, of which 12 are wrong" in second.stdout
+    assert "\nflags that are right: about 100% (100% to 100%)\n" in second.stdout
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "next" / "audit.parquet").set_index("image_id"), audit)
     noted = json.loads((tmp_path / "next" / "run.json").read_text(encoding="utf-8"))["warnings"]
     assert [line for line in noted if "gone/away.png" in line]

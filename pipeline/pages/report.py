@@ -29,7 +29,7 @@ _CLASS_COLUMNS = (
     ("images", "Images", count),
     ("mislabeled", "Mislabeled", count),
     ("ambiguous", "Ambiguous", count),
-    ("estimated_noise", "In doubt", percent),
+    ("estimated_noise", "Est. wrong", percent),
     ("estimated_precision", "Flags right", percent),
     ("accuracy", "Accuracy", percent),
 )
@@ -123,7 +123,7 @@ def _facts(summary: dict[str, Any]) -> dict[str, Any]:
         "worth_a_look": summary["worth_a_look"],
         "reviewed": summary["reviewed"],
         "reviewed_wrong": summary["reviewed_wrong"],
-        "doubt": summary["estimated_noise"],
+        "wrong": summary["estimated_noise"],
         "accuracy": summary["accuracy"],
     }
 

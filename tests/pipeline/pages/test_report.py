@@ -207,7 +207,7 @@ def test_nothing_is_fetched_and_only_our_own_style_and_script_run(page):
 def test_the_head_tells_the_numbers(page):
     facts = {div.all("dt")[0].said(): div.all("dd")[0].said() for div in page.root.all("dl")[0].all("div")}
     assert facts["Images"] == "40"
-    assert facts["Labels in doubt"] == "4.8 %"
+    assert facts["Labels estimated wrong"] == "4.8 %"
     assert facts["Accuracy"] == "44.7 %"
     counts = {div.all("dt")[0].said(): div.all("dd")[0].said() for div in page.root.all("dl")[1].all("div")}
     assert counts == {
@@ -235,7 +235,7 @@ def test_the_class_table(run, page):
     (table,) = page.root.all("table")
     rows = table.all("tbody")[0].all("tr")
     assert [head.said() for head in table.all("thead")[0].all("th")] == [
-        "Class", "Images", "Mislabeled", "Ambiguous", "In doubt", "Flags right", "Accuracy", "Most taken for",
+        "Class", "Images", "Mislabeled", "Ambiguous", "Est. wrong", "Flags right", "Accuracy", "Most taken for",
     ]  # fmt: skip
     classes = json.loads(run.summary.read_text())["classes"]
     assert len(rows) == len(classes)
