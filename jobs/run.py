@@ -128,7 +128,8 @@ class _Run:
                 write_pages(folder)
             result = result_of(folder, summary, gates, seconds=self._seconds(), warnings=self.warnings)
             facts = self._facts(manifest, loaded, prepared.plan, result.counts)
-            write_json(facts | {"resolved": _resolved(engine, manifest, prepared.plan)}, folder.run_json)
+            resolved = _resolved(config, engine, manifest, prepared.plan)
+            write_json(facts | {"resolved": resolved}, folder.run_json)
             shutil.rmtree(folder.work, ignore_errors=True)  # complete without it
             if config.junit is not None:
                 write_junit(Path(config.junit), gates, summary)
@@ -318,7 +319,7 @@ def _engine_for(config: RunConfig, images: int, device: str) -> Engine:
     return LocalRay(workers=config.workers, gpu=device == "cuda")
 
 
-def _resolved(engine: Engine, manifest: Manifest, plan: JudgePlan) -> dict[str, Any]:
+def _resolved(config: RunConfig, engine: Engine, manifest: Manifest, plan: JudgePlan) -> dict[str, Any]:
     """Return what became of the settings that were left to the run; the part of run.json that says what ran."""
     return {
         "engine": "inprocess" if isinstance(engine, InProcess) else "ray",
@@ -327,6 +328,7 @@ def _resolved(engine: Engine, manifest: Manifest, plan: JudgePlan) -> dict[str, 
         "device": plan.device,
         "shard_size": max(len(shard.rows) for shard in manifest.shards()),
         "epochs": [epochs_learned(Path(path)) for path in plan.fold_weights] or None,
+        "junit": None if config.junit is None else str(Path(config.junit).resolve()),
     }
 
 

@@ -280,10 +280,12 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     probs = tmp_path / "probs.csv"
     probs.write_text("\n".join(rows), encoding="utf-8")
     told = ["--probs", str(probs), "--engine", "inprocess", "--out", str(tmp_path), "--quiet"]
-    gate = ["--fail-on", "mislabeled > 90%"]
+    junit = tmp_path / "ci" / "audit.xml"
+    gate = ["--fail-on", "mislabeled > 50%", "--junit", str(junit)]
     first = runner.invoke(cli.app, ["run", str(dataset), *told, *gate, "--name", "r"])
-    assert first.exit_code == 0, first.output
+    assert first.exit_code == 1, first.output
     assert "review.html" in first.stdout
+    assert 'failures="1"' in junit.read_text(encoding="utf-8")
     run = RunFolder(tmp_path / "r")
     evidence = [part.stat().st_mtime_ns for part in run.evidence_parts()]
     refused = runner.invoke(cli.app, ["review", str(run.path)])
@@ -297,6 +299,7 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     asked.to_csv(run.review, index=False)
     reviewed = runner.invoke(cli.app, ["review", str(run.path), "--json"])
     assert reviewed.exit_code == 0, reviewed.output
+    assert 'failures="0"' in junit.read_text(encoding="utf-8")
     facts = json.loads(reviewed.stdout)
     assert (facts["reviewed"], facts["reviewed_wrong"], facts["counts"]["mislabeled"]) == (24, 12, 12)
     audit = pd.read_parquet(run.audit).set_index("image_id")
@@ -316,9 +319,12 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     assert [line for line in noted if "gone/away.png" in line]
 
     # A verdict may be taken back by saying the opposite; what the file is silent on stays.
+    shutil.rmtree(junit.parent)
     kept.write_text(f"image_id,verdict\n{ids[-1]},right\n", encoding="utf-8")
     third = runner.invoke(cli.app, ["review", str(run.path), str(kept)])
     assert "looked at:         24, of which 11 are wrong" in third.stdout
+    assert f"note: cannot write {junit}: its folder is gone; a JUnit file of this run says" in third.stderr
+    assert not junit.parent.exists()
 
     facts = json.loads(run.run_json.read_text(encoding="utf-8"))
     run.run_json.write_text(json.dumps(facts | {"schema": 1}), encoding="utf-8")

@@ -176,6 +176,7 @@ def test_run_json_says_what_ran(
     dataset: Path, tmp_path: Path, local_ray: LocalRay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pipeline.judging.train._epochs", lambda images, plan: 2)
+    monkeypatch.chdir(tmp_path)
 
     def facts(result: RunResult) -> Any:
         return json.loads(result.folder.run_json.read_text(encoding="utf-8"))
@@ -183,15 +184,17 @@ def test_run_json_says_what_ran(
     here = facts(audited(dataset, tmp_path / "here", predict="train", epochs=None, seed=1))
     cores = usable_cores()
     resolved = {"engine": "inprocess", "workers": 1, "threads": max(1, cores // 2), "device": usable_device("auto")}
-    assert here["resolved"] == resolved | {"shard_size": 14, "epochs": [2, 2]}  # 41 images, three shards
+    assert here["resolved"] == resolved | {"shard_size": 14, "epochs": [2, 2], "junit": None}  # 41 images, three shards
     assert (here["config"]["engine"], here["config"]["epochs"], here["config"]["shard_size"]) == ("auto", None, None)
     assert here["probs"] is None
 
     ids = [path.relative_to(dataset).as_posix() for path in sorted(dataset.rglob("*.png"))]
     probs = tmp_path / "probs.csv"
     probs.write_text("\n".join(["image_id,bright,dark", *(f"{one},0.5,0.5" for one in ids)]), encoding="utf-8")
-    by_ray = facts(audited(dataset, tmp_path / "ray", local_ray, predict="probs", probs=probs, shard_size=30))
-    assert by_ray["resolved"] == resolved | {"engine": "ray", "workers": 2, "shard_size": 21, "epochs": None}
+    told = {"predict": "probs", "probs": probs, "shard_size": 30, "junit": "j.xml"}
+    by_ray = facts(audited(dataset, tmp_path / "ray", local_ray, **told))
+    of_ray = {"engine": "ray", "workers": 2, "shard_size": 21, "epochs": None, "junit": str(tmp_path / "j.xml")}
+    assert by_ray["resolved"] == resolved | of_ray
     assert by_ray["probs"] == {"path": str(probs), "sha256": hashlib.sha256(probs.read_bytes()).hexdigest()}
 
 
