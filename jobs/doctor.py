@@ -14,19 +14,25 @@ from pathlib import Path
 from jobs.machine import usable_cores, usable_memory
 
 _OLDEST_PYTHON = (3, 11)
-_NEEDED = {  # distribution: what is imported of it
+_NEEDED = {  # pyproject.toml's distributions: what is imported of each
     "torch": "torch",
     "torchvision": "torchvision",
     "ray": "ray",
     "pyarrow": "pyarrow.parquet",
     "numpy": "numpy",
+    "numba": "numba",
+    "scipy": "scipy.optimize",
     "pandas": "pandas",
     "pillow": "PIL.Image",
     "pycocotools": "pycocotools.mask",
     "safetensors": "safetensors.torch",
     "scikit-learn": "sklearn.datasets",
     "jinja2": "jinja2",
+    "markupsafe": "markupsafe",
     "matplotlib": "matplotlib",
+    "contourpy": "contourpy",
+    "typer": "typer",
+    "rich": "rich.progress",
 }
 _LITTLE_DISK = 1 << 30
 _LITTLE_MEMORY = 2 << 30

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -365,3 +366,10 @@ def test_duplicate_conflicts_are_counted_and_said_where_there_are_any(dataset, t
     counts = json.loads(audited("--json"))["counts"]
     assert counts == {"images": 7, "ok": 7, "error": 0, **dict.fromkeys(schema.ISSUES, 0), "duplicate_conflict": 2}
     assert json.loads(RunFolder(tmp_path / "r").run_json.read_text(encoding="utf-8"))["counts"] == counts
+
+
+def test_doctor_looks_at_every_library_that_is_needed():
+    project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    needed = {told.split(">=")[0] for told in project["project"]["dependencies"]}
+    found = json.loads(runner.invoke(cli.app, ["doctor", "--json"]).stdout)
+    assert needed <= {one["what"] for one in found}
