@@ -103,7 +103,9 @@ def result_of(
 def read_facts(folder: RunFolder) -> dict[str, Any]:
     """Return what run.json says; RunFolderError if this is no complete run, or one of another schema version."""
     if not folder.is_complete:
-        raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it")
+        is_begun = folder.work.is_dir() or folder.manifest.is_file()
+        what = "finish it with the command that began it" if is_begun else "name the folder that fixaudit run printed"
+        raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it; {what}")
     facts: dict[str, Any] = json.loads(folder.run_json.read_text(encoding="utf-8"))
     if facts.get("schema") != schema.VERSION:
         raise OtherVersionError(folder.path)

@@ -21,10 +21,10 @@ from pipeline.runfolder import RunFolder
 
 
 def review_run(folder: RunFolder, file: Path | None, reporter: Reporter) -> RunResult:
-    """Take the verdicts in `file` (default: the run's review.csv) into account, and write audit to JUnit anew.
+    """Take the verdicts in `file` (default: the run's review.csv) into account, and write audit to report anew.
 
     Verdicts that an earlier review took into account stay, unless the file says otherwise. Stopped half way, the same
-    call again makes it whole.
+    call again makes it whole. The run's JUnit file, if it has one, is written anew as well.
 
     Raises:
         RunFolderError: no complete run, one whose evidence is not whole, or one that cannot be written.

@@ -368,6 +368,25 @@ def test_duplicate_conflicts_are_counted_and_said_where_there_are_any(dataset, t
     assert json.loads(RunFolder(tmp_path / "r").run_json.read_text(encoding="utf-8"))["counts"] == counts
 
 
+def test_what_is_not_there_is_told_with_what_to_do(run, tmp_path):
+    def told(*arguments: str) -> str:
+        result = runner.invoke(cli.app, list(arguments))
+        assert result.exit_code == 2
+        return only_line(result)
+
+    nowhere = tmp_path / "nowhere"
+    why = f"error: {nowhere} is not a complete run: there is no run.json in it; "
+    assert told("report", str(nowhere)) == why + "name the folder that fixaudit run printed"
+    (nowhere / "work").mkdir(parents=True)
+    assert told("review", str(nowhere)) == why + "finish it with the command that began it"
+    assert told("explain", str(run.path), "nope").endswith("; ids are in the column image_id of audit.parquet")
+    absent = told("review", str(run.path), str(tmp_path / "absent.csv"))
+    assert absent.endswith(
+        "absent.csv: No such file or directory; name another file as FILE of fixaudit review, or with --reviewed"
+    )
+    assert wrong([str(run.path), "--classes", "absent.txt"]).endswith("; name another file with --classes")
+
+
 def test_doctor_looks_at_every_library_that_is_needed():
     project = tomllib.loads((Path(__file__).resolve().parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
     needed = {told.split(">=")[0] for told in project["project"]["dependencies"]}

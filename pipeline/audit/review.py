@@ -161,7 +161,10 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, str | None, str | None]
             for line in reader:
                 yield f"line {reader.line_num} of {path}", line["image_id"], line["verdict"], line.get("label_name")
     except OSError as error:
-        raise VerdictsError(f"cannot read {path}: {error.strerror or error}") from error
+        raise VerdictsError(
+            f"cannot read {path}: {error.strerror or error}; name another file as FILE of fixaudit review, or with "
+            "--reviewed"
+        ) from error
     except (pa.ArrowException, csv.Error, UnicodeDecodeError) as error:
         raise VerdictsError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
 

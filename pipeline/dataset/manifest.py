@@ -112,7 +112,9 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DatasetError(f"cannot read the class names in {path}: {error.strerror or error}") from error
+        raise DatasetError(
+            f"cannot read the class names in {path}: {error.strerror or error}; name another file with --classes"
+        ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(f"the class names in {path} are not UTF-8 text; save the file as UTF-8") from error
     if path.suffix.lower() != ".json" and not text.lstrip().startswith(("[", "{")):

@@ -161,12 +161,13 @@ def read_evidence(run: RunFolder, image_ids: Collection[str]) -> Iterator[ImageE
 
 
 def read_one(run: RunFolder, image_id: str) -> ImageEvidence:
-    """Return the evidence of one image; an unknown id raises RunFolderError that names the nearest ones."""
+    """Return the evidence of one image; an unknown id raises RunFolderError: the nearest, or where ids are."""
     for found in read_evidence(run, [image_id]):
         return found
     near = similar_ids(run, image_id)
-    hint = f"; nearest: {', '.join(printable(name) for name in near)}" if near else ""
-    raise RunFolderError(f"no image {printable(image_id)} in run {run.path}{hint}")
+    named = f"nearest: {', '.join(printable(name) for name in near)}"
+    hint = named if near else "ids are in the column image_id of audit.parquet"
+    raise RunFolderError(f"no image {printable(image_id)} in run {run.path}; {hint}")
 
 
 def similar_ids(run: RunFolder, image_id: str, limit: int = 3) -> list[str]:

@@ -114,8 +114,8 @@ def test_a_bare_file_name_finds_its_folder(run):
     assert similar_ids(run, "C:\\data\\copy.png")[:2] == ["cat/copy.png", "dog/copy.png"]
 
 
-def test_an_id_like_no_other_gets_no_hint(run):
-    with pytest.raises(RunFolderError, match=r"no image §§ in run [^;]*$"):
+def test_of_an_id_like_no_other_is_told_where_ids_are(run):
+    with pytest.raises(RunFolderError, match=r"no image §§ in run [^;]*; ids are in the column image_id of audit"):
         read_one(run, "§§")
 
 
