@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -91,7 +92,7 @@ def stream_probabilities(
             strangers = np.flatnonzero(~known).tolist()
             unknown += [ids[row] for row in strangers[: _SHOWN - len(unknown)]]
             unknown_count += len(strangers)
-    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError, csv.Error) as error:
         raise ProbabilitiesError(f"cannot read {path}: {_one_line(error)}") from error
     absent = np.flatnonzero(~seen)
     missing = [image_ids[at] for at in absent.tolist()]
@@ -112,18 +113,42 @@ def _batches(path: Path, class_names: Sequence[str]) -> Iterator[pa.RecordBatch]
             for batch in parquet.iter_batches(rows, columns=columns):
                 yield batch.select(columns)
         return
-    with path.open(encoding="utf-8-sig", newline="") as text:
-        header = next(csv.reader(text), [])
+    header, blank = _header(path)
     columns = _columns(path, header, class_names)
     # Types are named, not guessed: ids may look like numbers, and a guess from the first rows can fail at a later one.
     number = pa.string() if _is_listed(columns, class_names) else pa.float64()
     kinds = dict.fromkeys(columns, number) | {"image_id": pa.string()}
-    convert = pacsv.ConvertOptions(column_types=kinds, include_columns=columns)
-    yield from pacsv.open_csv(path, parse_options=pacsv.ParseOptions(newlines_in_values=True), convert_options=convert)
+    yield from pacsv.open_csv(
+        path,
+        read_options=pacsv.ReadOptions(skip_rows=blank),
+        parse_options=pacsv.ParseOptions(newlines_in_values=True),
+        convert_options=pacsv.ConvertOptions(column_types=kinds, include_columns=columns),
+    )
+
+
+def _header(path: Path) -> tuple[list[str], int]:
+    """Return the names of a CSV file's columns, and how many blank lines stand above them."""
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        above = 0
+        reader = csv.reader(text)
+        for names in reader:
+            if any(name.strip() for name in names):
+                return names, above
+            above = reader.line_num
+    return [], 0
 
 
 def _columns(path: Path, names: Sequence[str], class_names: Sequence[str]) -> list[str]:
-    """Return the columns to read, id first, then the probabilities in class order."""
+    """Return the columns to read, id first, then the probabilities in class order; each must be there once."""
+    columns = _wanted(path, names, class_names)
+    counts = Counter(names)
+    for name in columns:
+        if counts[name] > 1:
+            raise ProbabilitiesError(f"{path} has {counts[name]} columns {name}; keep one")
+    return columns
+
+
+def _wanted(path: Path, names: Sequence[str], class_names: Sequence[str]) -> list[str]:
     if "image_id" not in names:
         raise ProbabilitiesError(f"{path}: no column image_id; it has {_list(names)}")
     by_class = [name for name in class_names if name in names]
@@ -187,8 +212,11 @@ def _list_values(path: Path, ids: Sequence[str], column: Any, count: int) -> npt
 def _parse(path: Path, image_id: str, text: str | None) -> list[float]:
     try:
         numbers = json.loads(text or "")
+        # An object and a text can be gone through as well, but what comes are keys and letters.
+        if type(numbers) is not list or not all(type(number) in (int, float) for number in numbers):
+            raise TypeError("not a list of numbers")
         return [float(number) for number in numbers]
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise ProbabilitiesError(
             f"{path}: probs of {image_id} is {(text or '')[:40]!r}, not a JSON list such as [0.1, 0.9]"
         ) from error

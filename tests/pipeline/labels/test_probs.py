@@ -196,7 +196,38 @@ def test_lists_that_are_no_numbers(tmp_path):
     assert "column probs holds double, not lists of numbers" in refused(write(single, tmp_path / "single.parquet"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['{"0": 0.9, "1": 0.1}', '"01"', "[true, false]", '["0.9", "0.1"]', f"[{'9' * 400}, 0]", "[" * 100_000, "0.5"],
+)
+def test_only_a_json_list_of_numbers_is_probabilities(tmp_path, text):
+    path = write(pd.DataFrame({"image_id": ["a"], "probs": [text]}), tmp_path / "probs.csv")
+    message = refused(path, ["a"], ["x", "y"])
+    assert message.endswith("not a JSON list such as [0.1, 0.9]")
+    assert "probs of a is" in message
+
+
+def test_a_column_that_is_there_twice_is_no_guess(tmp_path):
+    path = tmp_path / "probs.csv"
+    path.write_text("image_id,x,y,y\na,1,0,0.5\n")
+    assert refused(path, ["a"], ["x", "y"]).endswith("has 2 columns y; keep one")
+    path.write_text("image_id,x,y,more,more\na,1,0,3,4\n")  # nobody reads these
+    assert read_probabilities(path, ["a"], ["x", "y"]).tolist() == [[1, 0]]
+    columns = [pa.array(["a"]), pa.array([1.0]), pa.array([0.0]), pa.array(["b"])]
+    pq.write_table(pa.table(columns, names=["image_id", "x", "y", "image_id"]), tmp_path / "probs.parquet")
+    assert refused(tmp_path / "probs.parquet", ["a"], ["x", "y"]).endswith("has 2 columns image_id; keep one")
+
+
+@pytest.mark.parametrize("blank", ["\n\n", "   \n", "\r\n \r\n", ",,\n\n"])
+def test_blank_lines_above_the_header_are_skipped(tmp_path, blank):
+    path = tmp_path / "probs.csv"
+    path.write_text(f"{blank}image_id,x,y\na,1,0\n", encoding="utf-8-sig", newline="")
+    assert read_probabilities(path, ["a"], ["x", "y"]).tolist() == [[1, 0]]
+
+
 def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "wide.csv").write_text(f"image_id,{'x' * 200_000}\n")
+    assert "field larger than field limit" in refused(tmp_path / "wide.csv")
     assert "No such file" in refused(tmp_path / "absent.csv")
     assert "Is a directory" in refused(tmp_path)
     (tmp_path / "empty.csv").write_bytes(b"")
