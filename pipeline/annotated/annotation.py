@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,17 @@ class Annotated:
     label: str
     box: Box
     difficult: bool = False
-    """Marked as hard to see (VOC), or as a crowd (COCO); protocols leave these out."""
+    """Marked as hard to see (VOC), as a crowd or without an area (COCO); protocols leave these out."""
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a box that no object has: any map would miss it, and the score would be wrong."""
+        x0, y0, x1, y1 = self.box
+        shown = ", ".join(f"{edge:g}" for edge in self.box)
+        if not all(map(math.isfinite, self.box)):
+            raise ValueError(f"the box {shown} is not four finite numbers")
+        # COCO itself has a few boxes of no area; elsewhere the last pixel belongs to the box, so none can be empty.
+        if x1 < x0 or y1 < y0 or ((x1 == x0 or y1 == y0) and not self.difficult):
+            raise ValueError(f"the box {shown} (x0, y0, x1, y1) ends before it begins")
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,19 +25,20 @@ def find_json(root: Path, split: str | None) -> Path | None:
 
 
 def read_coco(root: Path, path: Path) -> AnnotatedSet:
-    """Read the images below `root` that `path` lists; crowds are marked as difficult."""
+    """Read the images below `root` that `path` lists; crowds and objects without an area are marked as difficult."""
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         names = {int(one["id"]): str(one["name"]) for one in told["categories"]}
         by_image: dict[int, list[Annotated]] = {}
         for one in told["annotations"]:
-            x, y, width, height = (float(edge) for edge in one["bbox"])
-            marked = Annotated(names[int(one["category_id"])], (x, y, x + width, y + height), bool(one.get("iscrowd")))
-            by_image.setdefault(int(one["image_id"]), []).append(marked)
+            number = int(one["image_id"])
+            by_image.setdefault(number, []).append(_object(one, names, number))
         listed: list[tuple[int, str]] = [(int(one["id"]), str(one["file_name"])) for one in told["images"]]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DatasetError(f"{path} is no COCO file: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+    except RecursionError as error:
+        raise DatasetError(f"{path} is no COCO file: its lists are nested too deep") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DatasetError(f"{path} is no COCO file: {_what(error)}") from error
     files = Files(root, IMAGES)
     images, missing = [], []
@@ -48,6 +49,16 @@ def read_coco(root: Path, path: Path) -> AnnotatedSet:
         else:
             images.append(AnnotatedImage(files.image_id(found), str(found), tuple(by_image.get(number, ()))))
     return finished("coco", root, images, missing)
+
+
+def _object(one: Any, names: dict[int, str], image: int) -> Annotated:
+    label = names[int(one["category_id"])]
+    try:
+        x, y, width, height = (float(edge) for edge in one["bbox"])
+        empty = width == 0 or height == 0
+        return Annotated(label, (x, y, x + width, y + height), bool(one.get("iscrowd")) or empty)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"image {image}: {error}; a box is x, y, width, height") from error
 
 
 def _what(error: Any) -> str:

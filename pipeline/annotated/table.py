@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.annotated.annotation import IMAGES, Annotated, AnnotatedImage, AnnotatedSet, Files, finished
@@ -17,7 +19,7 @@ def is_table(path: Path) -> bool:
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             head = next(csv.reader(lines), [])
-    except (OSError, UnicodeDecodeError):
+    except (OSError, UnicodeDecodeError, csv.Error):
         return False
     return set(COLUMNS) <= set(head) or set(_KAGGLE) <= set(head)
 
@@ -31,18 +33,16 @@ def read_table(root: Path, path: Path) -> AnnotatedSet:
     """
     by_image: dict[str, list[Annotated]] = {}
     labels: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        kaggle = set(_KAGGLE) <= set(reader.fieldnames or ())
-        for number, row in enumerate(reader, 2):
-            try:
-                name = row["ImageId"] if kaggle else row["image"]
-                marked = _kaggle_boxes(row["PredictionString"]) if kaggle else _own_box(row)
-            except (KeyError, TypeError, ValueError) as error:
-                raise DatasetError(f"{path}, line {number}: {error}; a box is four numbers") from error
-            by_image.setdefault(name, []).extend(marked)
-            if marked or not kaggle:
-                labels.setdefault(name, marked[0].label if marked else row["label"])
+    for where, row in _rows(path):
+        kaggle = set(_KAGGLE) <= set(row)
+        name = row["ImageId"] if kaggle else row["image"]
+        try:
+            marked = _kaggle_boxes(row["PredictionString"]) if kaggle else _own_box(row)
+        except ValueError as error:
+            raise DatasetError(f"{where}: {error} (image {name}); a box is four numbers") from error
+        by_image.setdefault(name, []).extend(marked)
+        if marked or not kaggle:
+            labels.setdefault(name, marked[0].label if marked else row["label"])
     files = Files(root, IMAGES)
     images, missing = [], []
     for name, objects in by_image.items():
@@ -54,6 +54,29 @@ def read_table(root: Path, path: Path) -> AnnotatedSet:
                 AnnotatedImage(files.image_id(found), str(found), tuple(objects), label=labels.get(name) or None)
             )
     return finished("table", root, images, missing)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield where a row stands and its cells; DatasetError where it has not one for each column."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            twice = [name for name, times in Counter(reader.fieldnames).items() if times > 1]
+            if twice:
+                raise DatasetError(f"{path} has several columns {twice[0]}; keep one")
+            for row in reader:
+                where = f"{path}, line {reader.line_num}"
+                if None in row or None in row.values():
+                    raise DatasetError(
+                        f"{where}: there are {len(reader.fieldnames or ())} columns, but not as many cells"
+                    )
+                yield where, row
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+    except csv.Error as error:
+        raise DatasetError(f"{path} is not valid CSV: {error}") from error
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _own_box(row: dict[str, str]) -> list[Annotated]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NoReturn
 from xml.etree import ElementTree
+from xml.parsers import expat
 
 from pipeline.annotated.annotation import IMAGES, Annotated, AnnotatedImage, AnnotatedSet, Files, finished
 from pipeline.errors import DatasetError
@@ -47,22 +49,42 @@ def _read(root: Path, annotations: Path, form: str, listed: set[str] | None, *, 
 
 
 def _objects(path: Path, first: int) -> list[Annotated]:
-    if path.stat().st_size > _LARGEST:
-        raise DatasetError(f"{path} is {path.stat().st_size:,} bytes; an annotation is smaller")
     try:
-        data = path.read_bytes()
-        if b"<!ENTITY" in data:
-            raise DatasetError(f"{path} defines entities, which an annotation has no use for")
+        if not path.is_file():
+            raise DatasetError(f"{path} is not a file, or a link that leads nowhere; remove it")
+        if path.stat().st_size > _LARGEST:
+            raise DatasetError(f"{path} is {path.stat().st_size:,} bytes; an annotation is smaller")
         objects = []
-        for one in ElementTree.fromstring(data).iter("object"):
+        for one in _tree(path.read_bytes()).iter("object"):
             edges = [float(one.findtext(f"bndbox/{name}", "")) for name in ("xmin", "ymin", "xmax", "ymax")]
             x0, y0, x1, y1 = edges
             box = (x0 - first, y0 - first, x1 - first + 1, y1 - first + 1)
             hard = one.findtext("difficult", "0").strip() == "1"
             objects.append(Annotated((one.findtext("name") or "").strip(), box, hard))
-    except (ElementTree.ParseError, ValueError) as error:
+    except OSError as error:
+        raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+    except (expat.ExpatError, ValueError, LookupError) as error:  # LookupError: an encoding that nobody knows
         raise DatasetError(f"{path} is no annotation: {error}") from error
     return objects
+
+
+def _tree(data: bytes) -> ElementTree.Element:
+    """Parse XML, refusing entities: a few lines of them make gigabytes, or name another file.
+
+    The parser tells of them, as it alone knows the encoding.
+    """
+    builder = ElementTree.TreeBuilder()
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    parser.EntityDeclHandler = parser.SkippedEntityHandler = _refuse_entity
+    parser.Parse(data, True)
+    return builder.close()
+
+
+def _refuse_entity(*_: object) -> NoReturn:
+    raise ValueError("it defines entities, which an annotation has no use for")
 
 
 def _listed(root: Path, split: str | None) -> set[str] | None:
@@ -72,7 +94,13 @@ def _listed(root: Path, split: str | None) -> set[str] | None:
     for name in [split] if split else ["test", "val", "trainval"]:
         path = lists / f"{name}.txt"
         if path.is_file():
-            return {line.split()[0] for line in path.read_text(encoding="utf-8").splitlines() if line.strip()}
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except UnicodeDecodeError as error:
+                raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8") from error
+            except OSError as error:
+                raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
+            return {line.split()[0] for line in lines if line.strip()}
     if split:
         known = ", ".join(sorted(path.stem for path in lists.glob("*.txt") if "_" not in path.stem))
         raise DatasetError(f"{lists} has no list {split}.txt; there are {known}")

@@ -144,6 +144,55 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path: Path) -> None:
         read_annotated(tmp_path / "images" / "a.jpg")
 
 
+HEAD = "image,label,x0,y0,x1,y1\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (HEAD + "a.jpg,7,1\n", "line 2: there are 6 columns, but not as many cells"),
+        (HEAD + "a.jpg,7,1,1,2,2,2\n", "line 2: there are 6 columns, but not as many cells"),
+        ("ImageId,PredictionString\na\n", "line 2: there are 2 columns, but not as many cells"),
+        (HEAD + "a.jpg,7,1,1,2,2\n" * 5000 + "a.jpg,caf\xe9,1,1,2,2\n", "is not UTF-8 text"),
+        (HEAD + f"a.jpg,{'x' * 200_000},1,1,2,2\n", "is not valid CSV: field larger than field limit"),
+        ("image,label,x0,y0,x1,y1,label\na.jpg,7,1,1,2,2,8\n", "has several columns label; keep one"),
+        (f"{'x' * 200_000},{HEAD}", "neither a COCO file nor a CSV of boxes"),
+    ],
+)
+def test_a_damaged_table_is_one_line(tmp_path: Path, text: str, expected: str) -> None:
+    picture(tmp_path / "a.jpg")
+    (tmp_path / "boxes.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DatasetError, match=rf"boxes\.csv.*{expected}") as caught:
+        read_annotated(tmp_path / "boxes.csv")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_annotation_is_one_line(voc: Path) -> None:
+    path = voc / "VOC2007" / "Annotations" / "000001.xml"
+    good = path.read_text()
+    path.write_text(f'<?xml version="1.0" encoding="foo"?>{good}')
+    with pytest.raises(DatasetError, match=r"000001\.xml is no annotation: unknown encoding"):
+        read_annotated(voc)
+    path.unlink()
+    path.symlink_to(voc / "nowhere.xml")
+    with pytest.raises(DatasetError, match=r"000001\.xml is not a file, or a link that leads nowhere"):
+        read_annotated(voc)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DatasetError, match=r"000001\.xml is not a file"):
+        read_annotated(voc)
+    (voc / "VOC2007" / "ImageSets" / "Main" / "test.txt").write_bytes(b"000001\n\xff\n")
+    with pytest.raises(DatasetError, match=r"test\.txt is not UTF-8 text"):
+        read_annotated(voc)
+
+
+def test_what_is_no_coco_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"instances\.json is no COCO file: cannot convert float infinity"):
+        read_annotated(coco(tmp_path, image_id=float("inf")))
+    with pytest.raises(DatasetError, match=r"instances\.json is no COCO file: its lists are nested too deep"):
+        read_annotated(coco(tmp_path, "[" * 200_000))
+
+
 def test_names_in_files_never_lead_out_of_the_folder(tmp_path: Path) -> None:
     picture(tmp_path / "secret.jpg")
     picture(tmp_path / "data" / "a.jpg")
@@ -165,6 +214,88 @@ def test_two_files_of_one_name_are_no_guess(tmp_path: Path) -> None:
         read_annotated(table)
     table.write_text("image,label,x0,y0,x1,y1\ntwo/a.jpg,1,0,0,1,1\n")
     assert read_annotated(table).images[0].image_id == "two/a.jpg"
+
+
+BOXES = {
+    "nan": ("nan", 2, 9, 9),
+    "infinite": (1, "1e999", 9, 9),
+    "reversed": (9, 2, 3, 9),
+    "upside down": (1, 9, 9, 3),
+}
+
+
+@pytest.mark.parametrize("fault", BOXES)
+def test_a_box_that_no_object_has_is_refused_and_the_image_named(voc: Path, tmp_path: Path, fault: str) -> None:
+    x0, y0, x1, y1 = BOXES[fault]
+    expected = "is not four finite numbers" if fault in ("nan", "infinite") else "ends before it begins"
+    xml(voc / "VOC2007" / "Annotations" / "000001.xml", ("dog", (x0, y0, x1, y1), 0))
+    with pytest.raises(DatasetError, match=rf"000001\.xml is no annotation: the box .* {expected}"):
+        read_annotated(voc)
+    picture(tmp_path / "csv" / "a.jpg")
+    table = tmp_path / "csv" / "boxes.csv"
+    table.write_text(f"image,label,x0,y0,x1,y1\na.jpg,7,{x0},{y0},{x1},{y1}\n")
+    with pytest.raises(DatasetError, match=rf"boxes\.csv, line 2: the box .* {expected} .*\(image a\.jpg\)"):
+        read_annotated(table)
+    table.write_text(f"ImageId,PredictionString\na,n1 {x0} {y0} {x1} {y1}\n")
+    with pytest.raises(DatasetError, match=rf"boxes\.csv, line 2: the box .* {expected} .*\(image a\)"):
+        read_annotated(table)
+
+
+def coco(root: Path, text: str = "", **changes: object) -> Path:
+    """Write a COCO file of one image and one box, with some entries of the box changed, or any other text."""
+    picture(root / "a.jpg")
+    told = {
+        "images": [{"id": 9, "file_name": "a.jpg"}],
+        "annotations": [{"image_id": 9, "category_id": 3, "bbox": [1, 2, 3, 4], **changes}],
+        "categories": [{"id": 3, "name": "car"}],
+    }
+    path = root / "instances.json"
+    path.write_text(text or json.dumps(told))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([float("nan"), 1, 5, 5], "is not four finite numbers"),
+        ([1, 1, float("inf"), 5], "is not four finite numbers"),
+        ([1, 1, -5, 5], "ends before it begins"),
+        ([1, 1, 0, -5], "ends before it begins"),
+        ([10**400, 1, 5, 5], "too large to convert"),
+        ([1, 2, 3], "not enough values"),
+        (None, "not iterable"),
+    ],
+)
+def test_a_box_of_coco_that_no_object_has_is_refused_and_the_image_named(
+    tmp_path: Path, box: object, expected: str
+) -> None:
+    with pytest.raises(DatasetError, match=rf"no COCO file: image 9: .*{expected}.*; a box is x, y, width, height$"):
+        read_annotated(coco(tmp_path, bbox=box))
+
+
+def test_boxes_without_an_area_are_in_coco_and_are_left_out_like_crowds(tmp_path: Path) -> None:
+    found = read_annotated(coco(tmp_path, bbox=[1, 2, 0, 4]))
+    assert found.images[0].objects == (Annotated("car", (1, 2, 1, 6), True),)
+    (tmp_path / "boxes.csv").write_text("image,label,x0,y0,x1,y1\na.jpg,7,1,2,1,6\n")
+    with pytest.raises(DatasetError, match="ends before it begins"):
+        read_annotated(tmp_path / "boxes.csv")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+@pytest.mark.parametrize("told", ['b "bbbb"', 'b SYSTEM "file:///etc/hostname"', '% b SYSTEM "file:///etc/hostname"'])
+def test_entities_are_refused_in_every_encoding(voc: Path, encoding: str, told: str) -> None:
+    text = f'<?xml version="1.0" encoding="{encoding}"?><!DOCTYPE a [<!ENTITY {told}>]><annotation></annotation>'
+    (voc / "VOC2007" / "Annotations" / "000001.xml").write_bytes(text.encode(encoding))
+    with pytest.raises(DatasetError, match=r"000001\.xml is no annotation: it defines entities"):
+        read_annotated(voc)
+
+
+def test_xml_in_other_encodings_is_read(voc: Path) -> None:
+    path = voc / "VOC2007" / "Annotations" / "000001.xml"
+    before = read_annotated(voc).images[0].objects
+    text = f'<?xml version="1.0" encoding="utf-16"?><!DOCTYPE annotation>{path.read_text()}'
+    path.write_bytes(text.encode("utf-16"))
+    assert read_annotated(voc).images[0].objects == before
 
 
 def test_an_annotation_that_would_blow_up_is_refused(voc: Path) -> None:
