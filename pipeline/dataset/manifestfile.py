@@ -1,11 +1,13 @@
 """Manifests that people write: CSV, TSV or Parquet with a column of image paths and a column of labels.
 
-A manifest may come from anywhere, so its paths are never trusted: only files below the manifest's own folder are read.
+A manifest may come from anywhere, so its paths are never trusted: only files below the manifest's own folder are read,
+also where links are on the way.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import posixpath
 import stat
@@ -47,6 +49,7 @@ SPLIT_COLUMNS = ("split", "subset")
 
 # A path that is more than names joined by single slashes: everything else is taken as it is, a million at a time.
 _NEEDS_A_LOOK = r"^$|^/|/$|//|(^|/)\.{1,2}(/|$)|\\|\x00|^[A-Za-z][A-Za-z0-9+.-]*://"
+_LEADS_OUT = "a link leads out of the manifest's folder; put the manifest above what it names"
 _STAT_BLOCK = 4096
 _STAT_THREADS = 8  # for network file systems, where each look takes a millisecond and holds no lock
 
@@ -54,8 +57,8 @@ _STAT_THREADS = 8  # for network file systems, where each look takes a milliseco
 def read_manifest_file(path: Path) -> Listing:
     """List the images that `path` names.
 
-    Paths are relative to the manifest's folder, or absolute and inside it; anything else, and a file that is not
-    there, is a row with a problem. Blanks around labels are dropped; an empty cell is no label.
+    Paths are relative to the manifest's folder, or absolute and inside it; anything else, a link that leads out of it,
+    and a file that is not there, is a row with a problem. Blanks around labels are dropped; an empty cell is no label.
 
     Raises DatasetError: not such a file, no image or label column, an image named twice, no image that can be read.
     """
@@ -81,7 +84,7 @@ def read_manifest_file(path: Path) -> Listing:
     uri = pc.if_else(
         pc.is_valid(problem), pc.coalesce(columns.image, ""), pc.binary_join_element_wise(prefix, image_id, "")
     )
-    found = _look_at(uri, problem)
+    found = _look_at(uri, problem, base)
     if not pc.any(pc.is_null(found.problem)).as_py():
         first = f"{image_id[0].as_py()}: {found.problem[0].as_py()}"
         raise DatasetError(f"none of the {len(uri)} images in {path} can be read ({first}); paths start at {base}")
@@ -271,13 +274,33 @@ class _Files:
     mtime_ns: npt.NDArray[np.int64]
 
 
-def _look_at(uri: pa.Array, problem: pa.Array) -> _Files:
-    """Look at every file that is not a problem already: is it there, how large, how old."""
+class _Inside:
+    """Tells whether a file lies below a folder when links are followed; each folder on the way is asked once."""
+
+    def __init__(self, base: str) -> None:
+        real = os.path.realpath(base)
+        self._prefix = real if real.endswith(os.sep) else real + os.sep
+        self._folders: dict[str, bool] = {}
+
+    def holds_folder_of(self, path: str) -> bool:
+        folder = os.path.dirname(path)
+        found = self._folders.get(folder)
+        if found is None:
+            found = self._folders[folder] = (os.path.realpath(folder) + os.sep).startswith(self._prefix)
+        return found
+
+    def holds(self, path: str) -> bool:
+        return os.path.realpath(path).startswith(self._prefix)
+
+
+def _look_at(uri: pa.Array, problem: pa.Array, base: str) -> _Files:
+    """Look at every file that is not a problem already: does it lie below `base`, is it there, how large, how old."""
     rows = np.flatnonzero(pc.is_null(problem).to_numpy(zero_copy_only=False))
     paths: list[str] = uri.take(pa.array(rows)).to_pylist()
     blocks = [paths[start : start + _STAT_BLOCK] for start in range(0, len(paths), _STAT_BLOCK)]
+    look = functools.partial(_look_at_block, inside=_Inside(base))
     with ThreadPoolExecutor(_STAT_THREADS) as pool:
-        found = [entry for block in pool.map(_look_at_block, blocks) for entry in block]
+        found = [entry for block in pool.map(look, blocks) for entry in block]
     size = np.zeros(len(uri), np.int64)
     mtime_ns = np.zeros(len(uri), np.int64)
     problems: list[str | None] = problem.to_pylist()
@@ -289,15 +312,20 @@ def _look_at(uri: pa.Array, problem: pa.Array) -> _Files:
     return _Files(pa.array(problems, pa.string()), size, mtime_ns)
 
 
-def _look_at_block(paths: list[str]) -> list[tuple[int, int, str | None]]:
+def _look_at_block(paths: list[str], inside: _Inside) -> list[tuple[int, int, str | None]]:
     found: list[tuple[int, int, str | None]] = []
     for path in paths:
         try:
-            at = os.stat(path)
+            at = os.lstat(path) if inside.holds_folder_of(path) else None
+            if at is not None and stat.S_ISLNK(at.st_mode):
+                at = os.stat(path) if inside.holds(path) else None
         except OSError as error:
             found.append(
                 (0, 0, "no such file" if isinstance(error, FileNotFoundError) else error.strerror or "unreadable")
             )
+            continue
+        if at is None:
+            found.append((0, 0, _LEADS_OUT))
             continue
         found.append((at.st_size, at.st_mtime_ns, None if stat.S_ISREG(at.st_mode) else "not a regular file"))
     return found

@@ -435,6 +435,34 @@ def test_paths_of_manifests_are_never_trusted(tmp_path):
     assert problems(manifest)["/etc/passwd"] == outside
 
 
+def test_links_of_manifests_never_lead_out(tmp_path):
+    touch(tmp_path, "data/in.png", "data/sub/x.png", "elsewhere/y.png", "data2/z.png")
+    data = tmp_path / "data"
+    (data / "out.png").symlink_to(tmp_path / "elsewhere" / "y.png")
+    (data / "beside.png").symlink_to(tmp_path / "data2" / "z.png")
+    (data / "folder").symlink_to(tmp_path / "elsewhere")
+    (data / "gone.png").symlink_to(data / "nothing.png")
+    (data / "within.png").symlink_to(data / "sub" / "x.png")
+    (data / "inner").symlink_to(data / "sub")
+    leads_out = "a link leads out of the manifest's folder; put the manifest above what it names"
+    expected = {
+        "in.png": None,
+        "within.png": None,
+        "inner/x.png": None,
+        "out.png": leads_out,
+        "beside.png": leads_out,
+        "folder/y.png": leads_out,
+        "folder/nothing.png": leads_out,  # what is there is told of nothing outside
+        "gone.png": "no such file",
+    }
+    (tmp_path / "link").symlink_to(data)
+    write_csv(data / "m.csv", "image,label", *(f"{name},x" for name in expected))
+    for folder in ("data", "link"):
+        manifest = read_manifest(tmp_path / folder / "m.csv")
+        assert problems(manifest) == {name: problem for name, problem in expected.items() if problem}
+        assert rows(manifest)["within.png"]["uri"] == str(tmp_path / folder / "within.png")
+
+
 def test_absolute_paths_through_a_link_to_the_folder(tmp_path):
     touch(tmp_path, "real/a.png", "real/b.png")
     (tmp_path / "link").symlink_to(tmp_path / "real")
