@@ -116,12 +116,14 @@ def _from_csv(path: Path) -> _Columns:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
             first = next((line for line in lines if line.strip()), "")
+        delimiter = max(",\t;", key=first.count)
+        header = next(csv.reader([first], delimiter=delimiter), [])
     except UnicodeDecodeError as error:
         raise DatasetError(f"{path} is not UTF-8 text; save it as UTF-8") from error
     except OSError as error:
         raise DatasetError(f"cannot read {path}: {error.strerror or error}") from error
-    delimiter = max(",\t;", key=first.count)
-    header = next(csv.reader([first], delimiter=delimiter), [])
+    except csv.Error as error:
+        raise DatasetError(f"{path} is not valid CSV: {error}") from error
     chosen = _choose(header, path)
     wanted = [name for name in chosen if name is not None]
     try:
@@ -145,7 +147,7 @@ def _from_parquet(path: Path) -> _Columns:
         file = pq.ParquetFile(path)
         chosen = _choose(file.schema_arrow.names, path)
         table = file.read([name for name in chosen if name is not None])
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path} is not a readable Parquet file: {_one_line(error)}") from error
     return _columns(table, chosen, path)
 
@@ -163,6 +165,10 @@ def _choose(names: list[str], path: Path) -> tuple[str, str, str | None]:
         raise DatasetError(f"{path} has no column of image paths; name one 'image' (its columns: {there})")
     if label is None:
         raise DatasetError(f"{path} has no column of labels; name one 'label' (its columns: {there})")
+    for name in (image, label, split):
+        same = [other for other in names if name is not None and other.strip().casefold() == name.strip().casefold()]
+        if len(same) > 1:
+            raise DatasetError(f"{path} has {len(same)} columns '{same[0].strip()}'; keep one")
     return image, label, split
 
 
@@ -186,6 +192,7 @@ def _as_text(column: pa.ChunkedArray, name: str, path: Path) -> pa.Array:
         column = column.cast(kind.value_type)
         kind = kind.value_type
     try:
+        column.validate(full=True)  # a Parquet file may hold text that is not UTF-8
         if pa.types.is_floating(kind):  # what pandas makes of integers with a gap
             column = column.cast(pa.int64())
         elif not (pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):

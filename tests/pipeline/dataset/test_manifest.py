@@ -480,6 +480,10 @@ def test_absolute_paths_through_a_link_to_the_folder(tmp_path):
         ),
         (["image,kind", "a.png,x"], r"has no column of labels; name one 'label' \(its columns: image, kind\)"),
         ([""], r"has no column of image paths; name one 'image' \(its columns: none\)"),
+        (["image,label,label", "a.png,x,y"], "has 2 columns 'label'; keep one"),
+        (["image,Label,label", "a.png,x,y"], "has 2 columns 'Label'; keep one"),
+        (["Image,label,image", "a.png,x,b.png"], "has 2 columns 'Image'; keep one"),
+        (["image,label," + "x" * 200_000, "a.png,x,"], "is not valid CSV: field larger than field limit"),
         (["image,label"], "names no image; it needs one row per image"),
         (["image,label", "a.png,x", "b.png,x,y"], "is not valid CSV: .*Expected 2 columns, got 3"),
         (["image,label", "a.png,x", "b.png,x", "./a.png,y"], r"names images more than once \(1: a.png\); .*remove"),
@@ -514,6 +518,17 @@ def test_files_that_are_no_manifests(tmp_path):
     with pytest.raises(DatasetError, match=r"column 'image' of .* holds struct<.*it must hold text or whole numbers"):
         read_manifest(tmp_path / "hub.parquet")
     pq.write_table(pa.table({"image": ["a.png"], "label": [0.5]}), tmp_path / "half.parquet")
+    latin = pa.Array.from_buffers(pa.string(), 1, pa.array(["é.png".encode("latin-1")]).buffers())
+    for name, columns in (("image", [latin, pa.array(["x"])]), ("label", [pa.array(["a.png"]), latin])):
+        for kind in ("plain", "dictionary"):
+            held = [column.dictionary_encode() if kind == "dictionary" else column for column in columns]
+            pq.write_table(pa.table(held, names=["image", "label"]), tmp_path / "latin.parquet")
+            with pytest.raises(DatasetError, match=rf"column '{name}' of .*/latin\.parquet is not text .*UTF8"):
+                read_manifest(tmp_path / "latin.parquet")
+    twice = pa.table([pa.array(["a.png"]), pa.array(["x"]), pa.array(["y"])], names=["image", "label", "label"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DatasetError, match="has 2 columns 'label'; keep one"):
+        read_manifest(tmp_path / "twice.parquet")
     with pytest.raises(DatasetError, match=r"column 'label' of .* is not text or whole numbers"):
         read_manifest(tmp_path / "half.parquet")
 
