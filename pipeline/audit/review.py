@@ -2,12 +2,16 @@
 
 `review.csv` has a row per image with a column `verdict` to fill in; `review.html` shows the same images and writes the
 same file. What was said before stands in it too, so that the latest file holds all.
+
+A spreadsheet takes a cell that begins with = + - @ for a formula, and names come from anywhere: in both, an apostrophe
+is put before such a name, and before one that begins with apostrophes and goes on so; reading a CSV file takes it away.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,8 @@ COLUMNS = ("image_id", "label_name", "pred_name", "verdict", "uri")
 
 _DELIMITERS = ",;\t"  # spreadsheets write all three
 _SHOWN = 3
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+"""What a cell may begin with that a spreadsheet would run; review.js has the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +49,19 @@ class Said:
         return WORDS[self.wrong]
 
 
-def read_verdicts(path: Path, *, may_be_empty: bool = False) -> dict[str, Said]:
-    """Return what people said of labels, by image_id.
+def read_verdicts(path: Path, *, may_be_empty: bool = False) -> dict[str, tuple[Said, ...]]:
+    """Return what people said of labels, by image_id: of one label each, of several where it was changed in between.
 
     The file has columns `image_id` and `verdict`, `right` or `wrong` in any case, and maybe `label_name`; rows without
     a verdict are left out, other columns are ignored. CSV may part its columns by comma, semicolon or tab; Parquet is
     told by content.
 
     Raises:
-        VerdictsError: the file cannot be read or lacks a column; a verdict is another word; one image is called both
-            right and wrong; there is no verdict in it at all (unless it `may_be_empty`).
+        VerdictsError: the file cannot be read, lacks a column or has it twice; a verdict is another word; one label of
+            an image is called both right and wrong; there is no verdict in it at all (unless it `may_be_empty`).
 
     """
-    verdicts: dict[str, Said] = {}
+    verdicts: dict[str, tuple[Said, ...]] = {}
     for where, image_id, word, label_name in _rows(path):
         said = (word or "").strip().lower()
         if not said:
@@ -65,8 +71,11 @@ def read_verdicts(path: Path, *, may_be_empty: bool = False) -> dict[str, Said]:
         if not image_id:
             raise VerdictsError(f"{where}: a verdict without an image_id")
         one = Said(said == WORDS[WRONG], label_name or None)
-        if verdicts.setdefault(image_id, one).wrong != one.wrong:
+        before = verdicts.get(image_id, ())
+        if any(other.wrong != one.wrong and _may_be_of_one_label(other, one) for other in before):
             raise VerdictsError(f"{where}: {printable(image_id)} is called both right and wrong")
+        if one not in before:
+            verdicts[image_id] = (*before, one)
     if not verdicts and not may_be_empty:
         shown = path.with_suffix(".html")
         where = f", or say it in {shown}" if shown.is_file() else ""
@@ -74,11 +83,17 @@ def read_verdicts(path: Path, *, may_be_empty: bool = False) -> dict[str, Said]:
     return verdicts
 
 
-def known_verdicts(verdicts: Mapping[str, Said], manifest: pa.Table, path: Path) -> tuple[dict[str, bool], list[str]]:
+def _may_be_of_one_label(one: Said, other: Said) -> bool:
+    return one.label_name == other.label_name or None in (one.label_name, other.label_name)
+
+
+def known_verdicts(
+    verdicts: Mapping[str, Sequence[Said]], manifest: pa.Table, path: Path
+) -> tuple[dict[str, bool], list[str]]:
     """Return which labels are wrong (True) or right, of the manifest's images, and a warning for each kind left out.
 
     Left out are verdicts on images that are not in `manifest` (columns `image_id`, `label_name`), and on labels that
-    have been changed since.
+    have been changed since, unless somebody looked at the present one as well.
 
     Raises VerdictsError if none of the images is known: then the file is of another dataset.
     """
@@ -88,10 +103,13 @@ def known_verdicts(verdicts: Mapping[str, Said], manifest: pa.Table, path: Path)
     for (image_id, said), at in zip(verdicts.items(), place, strict=True):
         if at is None:
             strangers.append(image_id)
-        elif said.label_name not in (None, manifest["label_name"][at].as_py()):
-            changed.append(image_id)
+            continue
+        present = manifest["label_name"][at].as_py()
+        fitting = [one for one in said if one.label_name in (None, present)]
+        if fitting:
+            found[image_id] = fitting[0].wrong  # if there are more they agree
         else:
-            found[image_id] = said.wrong
+            changed.append(image_id)
     if strangers and len(strangers) == len(verdicts):
         raise VerdictsError(f"{path} is of another dataset: none of its images is here ({_named(strangers)})")
     left_out = ((strangers, "of images that are not here"), (changed, "of labels that have been changed since"))
@@ -136,10 +154,21 @@ def write_review_list(run: RunFolder) -> None:
         for row in batch.filter(pc.is_in(batch.column("image_id"), value_set=wanted)).to_pylist()
     }
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    # All in quotes: Python puts none around a lone carriage return, and would read two rows.
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
-    writer.writerows({**rows[name], "verdict": said.get(name, "")} for name in (*asked, *said))
+    for name in (*asked, *said):
+        cells = {column: _no_formula(text) for column, text in rows[name].items()}
+        writer.writerow(cells | {"verdict": said.get(name, "")})
     write_text(text.getvalue(), run.review)
+
+
+def _no_formula(text: str | None) -> str | None:
+    return f"'{text}" if text is not None and _FORMULA.match(text) else text
+
+
+def _as_it_was(cell: str | None) -> str | None:
+    return cell[1:] if cell is not None and cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str | None, str | None, str | None]]:
@@ -159,7 +188,8 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, str | None, str | None]
             reader = csv.DictReader(text, delimiter=max(_DELIMITERS, key=head.count))
             _readable(reader.fieldnames or (), path)
             for line in reader:
-                yield f"line {reader.line_num} of {path}", line["image_id"], line["verdict"], line.get("label_name")
+                image_id, label_name = _as_it_was(line["image_id"]), _as_it_was(line.get("label_name"))
+                yield f"line {reader.line_num} of {path}", image_id, line["verdict"], label_name
     except OSError as error:
         raise VerdictsError(
             f"cannot read {path}: {error.strerror or error}; name another file as FILE of fixaudit review, or with "
@@ -170,9 +200,13 @@ def _rows(path: Path) -> Iterator[tuple[str, str | None, str | None, str | None]
 
 
 def _readable(names: Sequence[str], path: Path) -> list[str]:
-    """Return the columns to read, two or three; VerdictsError where one of the two is missing."""
+    """Return the columns to read, two or three; VerdictsError where one of the two is missing, or one comes twice."""
     for name in ("image_id", "verdict"):
         if name not in names:
             listed = ", ".join(printable(one) for one in list(names)[:8]) or "nothing"
             raise VerdictsError(f"{path}: no column {name}; it has {listed}")
-    return [name for name in ("image_id", "verdict", "label_name") if name in names]
+    read = [name for name in ("image_id", "verdict", "label_name") if name in names]
+    for name in read:
+        if (times := list(names).count(name)) > 1:
+            raise VerdictsError(f"{path} has {times} columns {name}; keep one")
+    return read

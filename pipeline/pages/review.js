@@ -45,7 +45,9 @@
   };
 
   const save = () => {
-    const quoted = (text) => `"${text.replaceAll('"', '""')}"`;
+    // A spreadsheet would run a name such as =1+1; whoever reads the file takes the apostrophe away (audit/review.py).
+    const harmless = (text) => (/^'*[=+\-@\t\r\n]/.test(text) ? `'${text}` : text);
+    const quoted = (text) => `"${harmless(text).replaceAll('"', '""')}"`;
     const rows = [...said, ...asked.map(([id, label], at) => [id, label, verdict(cards[at])])];
     const lines = rows.map((row) => row.map(quoted).join(","));
     const file = new Blob([["image_id,label_name,verdict", ...lines, ""].join("\n")], { type: "text/csv" });

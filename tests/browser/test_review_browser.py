@@ -56,7 +56,7 @@ def test_the_saved_file_is_what_was_said_with_any_name(visit, run, tmp_path):
             page.locator(f"#c{at + 1} .ask span", has_text=word.capitalize()).click()
             said[name] = word == "wrong"
     path = saved(page, tmp_path)
-    found = read_verdicts(path)
+    found = {name: one for name, (one,) in read_verdicts(path).items()}
     assert {name: one.wrong for name, one in found.items()} == said | {"plain/0039.jpg": True}
     labels = pd.read_parquet(run.audit).set_index("image_id").label_name
     assert {name: one.label_name for name, one in found.items()} == labels[list(found)].to_dict()

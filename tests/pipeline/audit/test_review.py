@@ -45,16 +45,16 @@ def test_what_spreadsheets_write_is_read(tmp_path, delimiter, mark):
     ]
     path = tmp_path / "v.csv"
     path.write_text(mark + "\r\n".join(delimiter.join(row) for row in rows), encoding="utf-8", newline="")
-    assert read_verdicts(path) == {"a.png": WRONG, "b.png": RIGHT, 'd, "e".png': WRONG}
+    assert read_verdicts(path) == {"a.png": (WRONG,), "b.png": (RIGHT,), 'd, "e".png': (WRONG,)}
 
 
 def test_parquet_is_told_by_content(tmp_path):
     table = pa.table({"verdict": ["right", None, "wrong"], "image_id": ["a", "b", "c"], "more": [1, 2, 3]})
     pq.write_table(table, tmp_path / "v.csv")
-    assert read_verdicts(tmp_path / "v.csv") == {"a": RIGHT, "c": WRONG}
+    assert read_verdicts(tmp_path / "v.csv") == {"a": (RIGHT,), "c": (WRONG,)}
     labelled = table.append_column("label_name", pa.array(["cat", "dog", None]))
     pq.write_table(labelled, tmp_path / "v.csv")
-    assert read_verdicts(tmp_path / "v.csv") == {"a": Said(False, "cat"), "c": WRONG}
+    assert read_verdicts(tmp_path / "v.csv") == {"a": (Said(False, "cat"),), "c": (WRONG,)}
 
 
 @pytest.mark.parametrize(
@@ -91,15 +91,42 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content):
 def test_verdicts_on_other_images_and_on_labels_of_before_are_named_and_left_out(tmp_path):
     here = pa.table({"image_id": pa.chunked_array([["a", "b"], ["c"]]), "label_name": ["cat", "dog", "owl"]})
     path = tmp_path / "v.csv"
-    assert known_verdicts({"a": WRONG, "c": Said(False, "owl")}, here, path) == ({"a": True, "c": False}, [])
-    found, warnings = known_verdicts({"a": WRONG, "x": RIGHT, "b": Said(True, "cat"), "y": WRONG}, here, path)
+    assert known_verdicts({"a": [WRONG], "c": [Said(False, "owl")]}, here, path) == ({"a": True, "c": False}, [])
+    said = {"a": [WRONG], "x": [RIGHT], "b": [Said(True, "cat")], "y": [WRONG]}
+    found, warnings = known_verdicts(said, here, path)
     assert found == {"a": True}
     assert warnings == [
         f"2 verdicts in {path} left out, of images that are not here: x, y",
         f"1 verdict in {path} left out, of labels that have been changed since: b",
     ]
     with pytest.raises(VerdictsError, match=r"of another dataset: none of its images is here \(w, x, y, \.\.\.\)"):
-        known_verdicts(dict.fromkeys("wxyz", WRONG), here, path)
+        known_verdicts({name: [WRONG] for name in "wxyz"}, here, path)
+
+
+def test_a_verdict_on_the_label_of_before_hides_none_on_the_present_one(tmp_path):
+    here = pa.table({"image_id": ["a"], "label_name": ["cat"]})
+    path = tmp_path / "v.csv"
+    for order in (1, -1):
+        rows = ["a,dog,wrong", "a,cat,right"][::order]
+        path.write_text("\n".join(["image_id,label_name,verdict", *rows]), encoding="utf-8")
+        assert known_verdicts(read_verdicts(path), here, path) == ({"a": False}, [])
+    for rows in (["a,cat,wrong", "a,cat,right"], ["a,,wrong", "a,cat,right"], ["a,dog,wrong", "a,,right"]):
+        path.write_text("\n".join(["image_id,label_name,verdict", *rows]), encoding="utf-8")
+        with pytest.raises(VerdictsError, match=r"line 3 of .*: a is called both right and wrong"):
+            read_verdicts(path)
+
+
+@pytest.mark.parametrize(
+    "names", [("verdict", "image_id", "verdict"), ("image_id", "verdict", "label_name", "label_name")]
+)
+def test_a_column_that_is_there_twice_is_no_guess(tmp_path, names):
+    path = tmp_path / "v.csv"
+    path.write_text(",".join(names) + "\n" + ",".join(["right"] * len(names)), encoding="utf-8")
+    with pytest.raises(VerdictsError, match=rf"v\.csv has 2 columns {names[-1]}; keep one"):
+        read_verdicts(path)
+    pq.write_table(pa.table([pa.array(["right"])] * len(names), names=list(names)), path)
+    with pytest.raises(VerdictsError, match=rf"v\.csv has 2 columns {names[-1]}; keep one"):
+        read_verdicts(path)
 
 
 def doubtful(draw, count):
@@ -203,13 +230,34 @@ def test_the_list_asks_and_keeps_what_was_said(run):
     concluded(run, {second: False, first: True})
     write_review_list(run)
     assert read_verdicts(run.review) == {
-        first: Said(True, rows[0]["label_name"]),
-        second: Said(False, rows[1]["label_name"]),
+        first: (Said(True, rows[0]["label_name"]),),
+        second: (Said(False, rows[1]["label_name"]),),
     }
     with run.review.open(encoding="utf-8", newline="") as file:
         again = list(csv.DictReader(file))
     assert [row["image_id"] for row in again[-2:]] == sorted([first, second])
     assert len(again) == 52
+
+
+def test_no_name_in_the_list_is_a_formula_and_all_are_read_as_they_were(tmp_path):
+    names = ["'=1+1", "-1", "cat"]
+    starts = ["=", "+", "-", "@", "\t", "\r", "\n", "'=", "''-", "'", "a"]
+    rows = [one for label in range(3) for one in clear(80, label, names=names)]
+    rows += [
+        image(f"{start}cmd.png", at % 3, np.roll([0.1, 0.7, 0.2], at % 3), names=names)
+        for at, start in enumerate(starts)
+    ]
+    run = write_run(tmp_path, rows)
+    said = {row["image_id"]: True for row in rows[240:]}
+    write_audit(run, names, said)
+    write_review_list(run)
+    with run.review.open(encoding="utf-8", newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
+    assert not [cell for cell in cells if re.match(r"[=+\-@\t\r\n]", cell)]
+    found = read_verdicts(run.review)
+    assert found.keys() == said.keys()
+    assert {one.label_name for (one,) in found.values()} == set(names)
+    assert found == {name: (one,) for name, one in earlier_verdicts(run).items()}
 
 
 def test_the_page_holds_every_image_and_no_name_breaks_out(tmp_path):
