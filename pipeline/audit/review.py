@@ -154,12 +154,14 @@ def write_review_list(run: RunFolder) -> None:
         for row in batch.filter(pc.is_in(batch.column("image_id"), value_set=wanted)).to_pylist()
     }
     text = io.StringIO(newline="")
-    # All in quotes: Python puts none around a lone carriage return, and would read two rows.
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    quoting = csv.DictWriter(text, COLUMNS, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writeheader()
     for name in (*asked, *said):
-        cells = {column: _no_formula(text) for column, text in rows[name].items()}
-        writer.writerow(cells | {"verdict": said.get(name, "")})
+        cells = {column: _no_formula(cell) for column, cell in rows[name].items()}
+        # Python puts no quotes around a lone carriage return, and would read two rows.
+        fitting = quoting if any("\r" in (cell or "") for cell in cells.values()) else writer
+        fitting.writerow(cells | {"verdict": said.get(name, "")})
     write_text(text.getvalue(), run.review)
 
 
