@@ -32,7 +32,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     A checkpoint that holds the weights under "state_dict", "model_state_dict" or "model" is understood.
 
-    Raises ModelError: no such file, not weights, or a pickle that could run code.
+    Raises ModelError: no such file, not weights, tensors that are not plain numbers, or a pickle that could run code.
     """
     if not path.is_file():
         raise ModelError(f"there are no weights at {path}")
@@ -48,6 +48,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             break
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state dict; save one with torch.save(model.state_dict(), FILE)")
+    for name, value in state.items():
+        if value.is_meta or value.is_quantized or value.is_nested or value.layout is not torch.strided:
+            kind = "has a shape but no numbers" if value.is_meta else "is sparse, quantized or nested"
+            raise ModelError(f"{path}: {name} {kind}; save plain tensors with torch.save(model.state_dict(), FILE)")
     return state
 
 

@@ -120,6 +120,19 @@ def test_missing_and_empty_weights_say_so(tmp_path):
             read_state_dict(tmp_path / "w.pt")
 
 
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        (torch.eye(3).to_sparse(), "body.weight is sparse, quantized or nested; save plain tensors"),
+        (torch.empty(3, 3, device="meta"), "body.weight has a shape but no numbers; save plain tensors"),
+    ],
+)
+def test_tensors_that_are_not_plain_numbers_are_refused(tmp_path, odd, told):
+    torch.save({**network().state_dict(), "body.weight": odd}, tmp_path / "w.pt")
+    with pytest.raises(ModelError, match=told):
+        read_state_dict(tmp_path / "w.pt")
+
+
 def test_weights_that_do_not_fit_name_the_first_tensor_and_count_the_others():
     state = network().state_dict()
     wider = nn.Sequential(OrderedDict(body=nn.Conv2d(3, 6, 3), norm=nn.BatchNorm2d(6), head=nn.Linear(6, 4)))
