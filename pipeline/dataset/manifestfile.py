@@ -115,7 +115,7 @@ class _Columns:
 def _from_csv(path: Path) -> _Columns:
     try:
         with path.open(encoding="utf-8-sig", newline="") as lines:
-            first = next((line for line in lines if line.strip()), "")
+            blank, first = next(((above, line) for above, line in enumerate(lines) if line.strip()), (0, ""))
         delimiter = max(",\t;", key=first.count)
         header = next(csv.reader([first], delimiter=delimiter), [])
     except UnicodeDecodeError as error:
@@ -129,6 +129,7 @@ def _from_csv(path: Path) -> _Columns:
     try:
         table = pyarrow.csv.read_csv(
             path,
+            read_options=pyarrow.csv.ReadOptions(skip_rows=blank),
             parse_options=pyarrow.csv.ParseOptions(delimiter=delimiter),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=wanted,

@@ -502,6 +502,14 @@ def test_manifests_that_cannot_be_used(tmp_path, lines, told):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("blank", [[""], ["", "   "], ["\t"]])
+def test_blank_lines_above_the_header_are_skipped(tmp_path, blank):
+    touch(tmp_path, "a.png")
+    for encoding in ("utf-8", "utf-8-sig"):
+        path = write_csv(tmp_path / "m.csv", *blank, "image,label", "a.png,x", encoding=encoding)
+        assert labels(read_manifest(path)) == {"a.png": "x"}
+
+
 def test_files_that_are_no_manifests(tmp_path):
     touch(tmp_path, "a.png")
     (tmp_path / "latin.csv").write_bytes("image,label\na.png,é\n".encode("latin-1"))
