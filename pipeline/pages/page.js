@@ -1,5 +1,34 @@
 "use strict";
 // Filters and layers work without this script, by style alone; here are the keys, the search, the sorting, copying.
+const reader = (() => {
+  let current = null;
+
+  // How much of a card is in view below the bar: 1 is whole, or all that fits; below 0, the farther away the less.
+  const share = (card) => {
+    const bar = Math.max(document.querySelector(".tools").getBoundingClientRect().bottom, 0);
+    const { top, bottom, height } = card.getBoundingClientRect();
+    return (Math.min(bottom, innerHeight) - Math.max(top, bar)) / Math.max(Math.min(height, innerHeight - bar), 1);
+  };
+
+  // The card that the reader is at: the one last gone to while it is in view, else the first that is whole in view.
+  const card = (shown) => {
+    if (shown.includes(current) && share(current) >= 0.5) return current;
+    const shares = shown.map(share);
+    const most = Math.max(...shares) - 0.01;
+    return shown[shares.findIndex((one) => one >= most)];
+  };
+
+  const go = (to) => {
+    to.focus({ preventScroll: true });
+    to.scrollIntoView({ block: "start" });
+  };
+
+  document.addEventListener("focusin", (event) => {
+    current = event.target.closest?.(".card") ?? current;
+  });
+  return { card, go, sees: (one) => share(one) > 0, isAt: (one) => one === current, forget: () => (current = null) };
+})();
+
 (() => {
   const cards = [...document.querySelectorAll(".card")];
   const search = document.getElementById("search");
@@ -7,7 +36,6 @@
   const filters = [...document.querySelectorAll("input[name=kind]")];
   const texts = new Map(cards.map((card) => [card, ""]));
   const seen = () => cards.filter((card) => card.offsetParent !== null);
-  let current = null;
 
   const refresh = () => {
     const chosen = document.querySelector("input[name=kind]:checked");
@@ -29,17 +57,15 @@
   const go = (step) => {
     const shown = seen();
     if (!shown.length) return;
-    const at = shown.indexOf(current);
-    let next = at + step;
-    if (at < 0) {
-      // From where the reader is: the first card that begins below the bar, or the one before it.
-      const bar = document.querySelector(".tools").getBoundingClientRect().bottom;
-      const below = shown.findIndex((card) => card.getBoundingClientRect().top >= Math.max(bar, 0) - 2);
-      next = step > 0 ? (below < 0 ? shown.length - 1 : below) : (below < 0 ? shown.length : below) - 1;
+    const from = reader.card(shown);
+    let next = shown.indexOf(from) + step;
+    if (!reader.isAt(from)) {
+      // The reader scrolled here: first to the head of this card, where that lies in the step's direction.
+      const { bottom } = document.querySelector(".tools").getBoundingClientRect();
+      const below = from.getBoundingClientRect().top >= Math.max(bottom, 0) - 2;
+      if (below === step > 0) next -= step;
     }
-    current = shown[Math.min(Math.max(next, 0), shown.length - 1)];
-    current.focus({ preventScroll: true });
-    current.scrollIntoView({ block: "start" });
+    reader.go(shown[Math.min(Math.max(next, 0), shown.length - 1)]);
   };
 
   const keys = {
@@ -74,16 +100,12 @@
 
   for (const filter of filters) {
     filter.addEventListener("change", () => {
-      current = null;
+      reader.forget();
       refresh();
     });
   }
   search?.addEventListener("input", find);
   document.querySelector(".tools")?.addEventListener("submit", (event) => event.preventDefault());
-  document.addEventListener("focusin", (event) => {
-    const card = event.target.closest?.(".card");
-    if (card) current = card;
-  });
 
   document.addEventListener("click", async (event) => {
     const button = event.target.closest?.("button.copy");

@@ -34,14 +34,11 @@
   };
 
   const answer = (value) => {
-    const card = document.activeElement.closest?.(".card") ?? cards.find((one) => !verdict(one)) ?? cards[0];
+    const card = reader.card(cards);
+    if (!reader.sees(card)) return reader.go(card); // nobody judges what is off screen
     choose(card, value);
     keep();
-    const next = cards[cards.indexOf(card) + 1];
-    if (next) {
-      next.focus({ preventScroll: true });
-      next.scrollIntoView({ block: "start" });
-    }
+    reader.go(cards[cards.indexOf(card) + 1] ?? card);
   };
 
   const save = () => {

@@ -46,6 +46,29 @@ def test_keys_answer_and_go_on(visit, run):
     assert ["v5", "right"] in answers(page)
 
 
+def test_a_key_judges_the_card_in_view(visit, run):
+    page = visit(run.review_page)
+    page.keyboard.press("r")
+    page.locator("#c9").evaluate("card => card.scrollIntoView()")  # as by the wheel: what is focused stays behind
+    page.keyboard.press("w")
+    assert answers(page) == [["v1", "right"], ["v9", "wrong"]]
+    before = page.evaluate("scrollY")
+    page.locator("label:has(#t-heat)").click()  # takes the focus out of the cards
+    assert page.evaluate("scrollY") == before
+    page.keyboard.press("w")
+    assert answers(page) == [["v1", "right"], ["v9", "wrong"], ["v10", "wrong"]]
+
+
+def test_no_key_judges_what_is_off_screen(visit, run):
+    page = visit(run.review_page, viewport={"width": 1280, "height": 300})
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    assert page.locator(".bottom").is_visible()
+    page.keyboard.press("w")
+    assert answers(page) == []
+    page.keyboard.press("w")  # now the last row of cards is in view
+    assert len(answers(page)) == 1
+
+
 def test_the_saved_file_is_what_was_said_with_any_name(visit, run, tmp_path):
     page = visit(run.review_page, accept_downloads=True)
     asked = images_to_review(run)
