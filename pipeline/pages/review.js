@@ -15,7 +15,7 @@
 
   const keep = () => {
     progress.textContent = `${given()} of ${cards.length}`;
-    const told = Object.fromEntries(asked.map(([id], at) => [id, verdict(cards[at])]));
+    const told = Object.fromEntries(asked.map(([id, label], at) => [id, [label, verdict(cards[at])]]));
     try {
       localStorage.setItem(shelf, JSON.stringify(told));
     } catch {
@@ -26,7 +26,10 @@
   const restore = () => {
     try {
       const told = JSON.parse(localStorage.getItem(shelf) ?? "{}");
-      asked.forEach(([id], at) => ["right", "wrong"].includes(told[id]) && choose(cards[at], told[id]));
+      asked.forEach(([id, label], at) => {
+        const [of, value] = told[id] ?? [];
+        if (of === label && value) choose(cards[at], value); // of another label it says nothing
+      });
     } catch {
       // nothing was kept
     }

@@ -1,13 +1,14 @@
 """The page that asks, in a real browser with the network off: keys, clicks, what is kept, and the file it saves."""
 
 import csv
+import shutil
 
 import pandas as pd
 import pytest
 
 from pipeline.audit.review import images_to_review, read_verdicts
 from pipeline.pages.review_page import write_review_page
-from tests.pipeline.synthetic_run import default_images, make_run
+from tests.pipeline.synthetic_run import CLASSES, default_images, make_run
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,27 @@ def test_verdicts_outlive_a_reload(visit, run):
     again.goto(run.review_page.as_uri())
     assert answers(again) == [["v1", "wrong"]]
     assert again.locator("#progress").inner_text().startswith("1 of ")
+
+
+def test_a_verdict_on_a_label_that_was_changed_since_does_not_come_back(visit, tmp_path):
+    images = default_images()
+    run = make_run(tmp_path, images)
+    write_review_page(run)
+    first, second, *_ = images_to_review(run)
+    page = visit(run.review_page)
+    for key in "ww":
+        page.keyboard.press(key)
+    context = page.context
+    page.close(run_before_unload=False)
+    shutil.rmtree(run.path)
+    for one in images:
+        if one.image_id == first:
+            one.label = next(label for label in range(len(CLASSES)) if label not in (one.label, one.pred))
+    write_review_page(make_run(tmp_path, images))
+    assert images_to_review(run)[:2] == [first, second]
+    again = context.new_page()
+    again.goto(run.review_page.as_uri())
+    assert answers(again) == [["v2", "wrong"]]
 
 
 def test_pictures_come_bare_and_evidence_on_demand(visit, run):
