@@ -7,8 +7,9 @@
   const shelf = `fixaudit review ${run}`;
   let saved = true;
 
-  const verdict = (card) => card.querySelector(".ask input:checked")?.value ?? "";
-  const given = () => cards.filter(verdict).length;
+  // right, wrong, "" where nobody can tell; null where nobody has answered yet
+  const verdict = (card) => card.querySelector(".ask input:checked")?.value ?? null;
+  const given = () => cards.filter((card) => verdict(card) !== null).length;
   const choose = (card, value) => {
     card.querySelector(`.ask input[value="${value}"]`).checked = true;
   };
@@ -28,7 +29,7 @@
       const told = JSON.parse(localStorage.getItem(shelf) ?? "{}");
       asked.forEach(([id, label], at) => {
         const [of, value] = told[id] ?? [];
-        if (of === label && value) choose(cards[at], value); // of another label it says nothing
+        if (of === label && value !== null) choose(cards[at], value); // of another label it says nothing
       });
     } catch {
       // nothing was kept
@@ -48,7 +49,7 @@
     // A spreadsheet would run a name such as =1+1; whoever reads the file takes the apostrophe away (audit/review.py).
     const harmless = (text) => (/^'*[=+\-@\t\r\n]/.test(text) ? `'${text}` : text);
     const quoted = (text) => `"${harmless(text).replaceAll('"', '""')}"`;
-    const rows = [...said, ...asked.map(([id, label], at) => [id, label, verdict(cards[at])])];
+    const rows = [...said, ...asked.map(([id, label], at) => [id, label, verdict(cards[at]) ?? ""])];
     const lines = rows.map((row) => row.map(quoted).join(","));
     const file = new Blob([["image_id,label_name,verdict", ...lines, ""].join("\n")], { type: "text/csv" });
     const link = document.createElement("a");

@@ -40,7 +40,7 @@ def test_keys_answer_and_go_on(visit, run):
         page.keyboard.press(key)
     # j leaves the third image open, s the fifth
     assert answers(page) == [["v1", "wrong"], ["v2", "right"], ["v4", "wrong"], ["v5", ""]]
-    assert page.locator("#progress").inner_text() == f"3 of {len(asked)}"
+    assert page.locator("#progress").inner_text() == f"4 of {len(asked)}"
     assert page.evaluate("document.activeElement.id") == "c6"
     page.keyboard.press("k")
     page.keyboard.press("r")
@@ -98,6 +98,22 @@ def test_verdicts_outlive_a_reload(visit, run):
     again.goto(run.review_page.as_uri())
     assert answers(again) == [["v1", "wrong"]]
     assert again.locator("#progress").inner_text().startswith("1 of ")
+
+
+def test_that_nobody_can_tell_is_an_answer_too(visit, run, tmp_path):
+    page = visit(run.review_page, accept_downloads=True)
+    page.keyboard.press("s")
+    assert page.locator("#progress").inner_text().startswith("1 of ")
+    context = page.context
+    page.close(run_before_unload=False)
+    again = context.new_page()
+    again.goto(run.review_page.as_uri())
+    assert answers(again) == [["v1", ""]]
+    again.keyboard.press("j")
+    again.keyboard.press("j")
+    again.keyboard.press("r")
+    found = read_verdicts(saved(again, tmp_path))  # in the file it is a row without a verdict, as if not asked
+    assert found.keys() == {images_to_review(run)[1], "plain/0039.jpg"}
 
 
 def test_a_verdict_on_a_label_that_was_changed_since_does_not_come_back(visit, tmp_path):
