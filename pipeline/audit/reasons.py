@@ -18,6 +18,11 @@ _LEAST_TIMES, _MOST_TIMES = 2, 1000
 """Better odds that are worth a word, and from where on the number no longer matters."""
 
 
+_SAME_PLACE = 0.5
+"""Distance, as it is told, up to which two evidences lie in the same place: at half their spread, most of either lies
+on the other. From there to where they lie apart, neither is said."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
     """What was found in one image."""
@@ -91,8 +96,10 @@ def _looks_wrong(seen: Seen) -> str:
         return f"{claim} Nothing in the image speaks for {seen.label}." if seen.traced else claim
     if seen.is_apart:
         where = f"lies in another place than what speaks for {seen.pred}"
-    else:
+    elif _is_near(seen.distance):
         where = f"lies in the same place as what speaks for {seen.pred}"
+    else:
+        where = f"does not lie clearly apart from what speaks for {seen.pred}"
     return f"{claim} The little that speaks for {seen.label} {where} ({_distance(seen.distance)})."
 
 
@@ -107,9 +114,10 @@ def ambiguous(seen: Seen) -> str:
             f"Two objects: the image seems to show both {label}, and {pred}; what speaks for the one lies in another "
             f"place than what speaks for the other ({_distance(seen.distance)}).{_alone(seen.swing)}"
         )
+    where = "lies in the same place" if _is_near(seen.distance) else "does not lie clearly apart"
     return (
-        f"Two readings: the same object may be {label}, or {pred}; what speaks for the one and for the other lies in "
-        f"the same place ({_distance(seen.distance)})."
+        f"Two readings: the same object may be {label}, or {pred}; what speaks for the one and for the other {where} "
+        f"({_distance(seen.distance)})."
     )
 
 
@@ -163,8 +171,12 @@ def _likely(probability: float) -> str:
     return f"{percent(probability)} likely"
 
 
+def _is_near(distance: float) -> bool:
+    return round(distance, 1) <= _SAME_PLACE
+
+
 def _distance(value: float) -> str:
-    return f"{value:.1f} times its spread apart"
+    return f"{value:.1f} times its spread"
 
 
 def _alone(swing: float | None) -> str:

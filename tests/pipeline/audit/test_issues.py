@@ -85,20 +85,20 @@ def test_every_reason_as_it_is_read(tmp_path):
         ("duplicate_conflict", "copy2.png"): "The same file, byte for byte, is also labelled 'cat' (copy1.png); at "
         "most one of these labels can be right.",
         ("mislabeled", "wrong1.png"): "Labelled 'cat' (1.0 % likely), but it looks like 'dog' (98.0 % likely). The "
-        "little that speaks for 'cat' lies in another place than what speaks for 'dog' (2.3 times its spread apart).",
+        "little that speaks for 'cat' lies in another place than what speaks for 'dog' (2.3 times its spread).",
         ("mislabeled", "wrong2.png"): "Labelled 'cat' (3.0 % likely), but it looks like 'dog' (96.0 % likely). The "
-        "little that speaks for 'cat' lies in the same place as what speaks for 'dog' (0.5 times its spread apart).",
+        "little that speaks for 'cat' lies in the same place as what speaks for 'dog' (0.5 times its spread).",
         ("mislabeled", "copy2.png"): "Labelled 'dog' (5.0 % likely), but it looks like 'cat' (90.0 % likely). The "
-        "little that speaks for 'dog' lies in the same place as what speaks for 'cat' (0.8 times its spread apart).",
+        "little that speaks for 'dog' does not lie clearly apart from what speaks for 'cat' (0.8 times its spread).",
         ("adversarial_drift", "drift.png"): "The image may have been tampered with: it is labelled 'cat' and taken for "
         "'dog' (98.0 % likely), but after a smoothing that a person hardly sees it is taken for 'cat', as labelled; "
         "88.0 % of the probability moved, while what speaks for either lies in the same place (overlap 0.75).",
         ("ambiguous", "tie.png"): "Two readings: the same object may be 'cat', as labelled (40.0 % likely), or 'dog' "
         "(50.0 % likely); what speaks for the one and for the other lies in the same place (0.5 times its "
-        "spread apart).",
+        "spread).",
         ("ambiguous", "two.png"): "Two objects: the image seems to show both 'cat', as labelled (16.0 % likely), and "
         "'dog' (80.0 % likely); what speaks for the one lies in another place than what speaks for the other "
-        "(2.3 times its spread apart).",
+        "(2.3 times its spread).",
         ("unreadable", "torn.png"): "The image could not be audited: the file is cut short.",
     }
 
@@ -140,6 +140,13 @@ SEEN = Seen(
     distance=2.3,
     is_apart=True,
 )
+
+
+@pytest.mark.parametrize(("distance", "told"), [(0.5, "lies in the same place"), (0.6, "does not lie clearly apart")])
+def test_no_place_is_called_the_same_that_is_far(distance, told):
+    seen = dataclasses.replace(SEEN, distance=distance, is_apart=False)
+    assert told in reasons.mislabeled(seen)
+    assert told in reasons.ambiguous(seen)
 
 
 @pytest.mark.parametrize(
