@@ -73,11 +73,11 @@ def check_evidence(folder: RunFolder) -> None:
         )
 
 
-def write_pages(folder: RunFolder) -> None:
+def write_pages(folder: RunFolder, dataset: str) -> None:
     """Write what people read: the report, and the images that are worth a look."""
-    write_report(folder)
+    write_report(folder, dataset=dataset)
     write_review_list(folder)
-    write_review_page(folder)
+    write_review_page(folder, dataset=dataset)
 
 
 def result_of(

@@ -47,7 +47,7 @@ def _reviewed(folder: RunFolder, facts: dict[str, Any], file: Path | None, repor
     names = read_audited_classes(folder)
     earlier = {image_id: said.wrong for image_id, said in earlier_verdicts(folder).items()}
     summary = conclude(folder, names, earlier | verdicts)
-    write_pages(folder)
+    write_pages(folder, facts["config"]["dataset"])
     gates = parse_gates(facts["config"].get("fail_on") or "")
     stale = _renew_junit(facts, gates, summary)
     for line in stale:

@@ -125,7 +125,7 @@ class _Run:
             with self._timed("audit"):
                 summary = conclude(folder, manifest.class_names, verdicts)
             with self._timed("report"):
-                write_pages(folder)
+                write_pages(folder, config.dataset)
             result = result_of(folder, summary, gates, seconds=self._seconds(), warnings=self.warnings)
             facts = self._facts(manifest, loaded, prepared.plan, result.counts)
             resolved = _resolved(config, engine, manifest, prepared.plan)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import heapq
+import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,8 @@ from pipeline.schema import EVIDENCE, ISSUES_TABLE, MANIFEST, VERSION
 from pipeline.wording import printable
 
 Box = tuple[float, float, float, float]
+
+_LISTS = (".csv", ".tsv", ".parquet")
 
 _SIMILAR_IDS_READ = 20_000  # difflib needs about 20 microseconds an id
 
@@ -198,8 +201,26 @@ def twins_of(run: RunFolder, digests: Collection[str], limit: int) -> dict[str, 
     return twins
 
 
-def dataset_name(run: RunFolder) -> str:
-    """Return the name of the dataset's folder, read off where its first image lies; empty where it cannot be told."""
+def dataset_name(run: RunFolder, dataset: str | None = None) -> str:
+    """Return what was audited: the name of the folder that holds the images, with that of the file that lists them.
+
+    The folder is read off where the first image lies. `dataset` is what the run was given, by default as run.json
+    says; what cannot be told is left out, and it may be all.
+    """
+    given = Path(read_settings(run).get("dataset", "") if dataset is None else dataset)
+    listed = given.stem if given.suffix.lower() in _LISTS else ""
+    return " · ".join(filter(None, (_folder_name(run), listed)))
+
+
+def read_settings(run: RunFolder) -> dict[str, Any]:
+    """Return the settings of a complete run; nothing while run.json is not there yet."""
+    if not run.is_complete:
+        return {}
+    settings: dict[str, Any] = json.loads(run.run_json.read_text(encoding="utf-8")).get("config", {})
+    return settings
+
+
+def _folder_name(run: RunFolder) -> str:
     for batch in _batches(run.manifest, MANIFEST, ["image_id", "uri"]):
         for row in batch.slice(0, 1).to_pylist():
             root, found, _ = row["uri"].replace("\\", "/").rpartition("/" + row["image_id"])

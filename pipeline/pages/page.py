@@ -40,9 +40,9 @@ def environment() -> Environment:
     return environment
 
 
-def name_of(run: RunFolder) -> str:
+def name_of(run: RunFolder, dataset: str | None) -> str:
     """Return what a page is headed with: the dataset's name, or the run folder's where that cannot be told."""
-    return shortened(printable(dataset_name(run) or run.path.name), NAME_LENGTH)
+    return shortened(printable(dataset_name(run, dataset) or run.path.name), NAME_LENGTH)
 
 
 def rendered(card: Card, *, asked: int | None = None) -> Markup:

@@ -35,10 +35,11 @@ _CLASS_COLUMNS = (
 )
 
 
-def write_report(run: RunFolder, limits: Limits | None = None) -> Path:
+def write_report(run: RunFolder, limits: Limits | None = None, *, dataset: str | None = None) -> Path:
     """Write the run's report.html and return where it lies.
 
-    Reads manifest, evidence, issues and summary.json; `run.json` need not be there yet. An image that is gone since
+    Reads manifest, evidence, issues and summary.json; `run.json` need not be there yet, where `dataset` says what was
+    audited. An image that is gone since
     the run keeps its card, with the reason in place of the picture.
 
     Raises:
@@ -47,7 +48,7 @@ def write_report(run: RunFolder, limits: Limits | None = None) -> Path:
     """
     limits = limits or Limits()
     counts = count_issues(run)
-    page = _Page(run, limits, counts, _read_summary(run))
+    page = _Page(run, name_of(run, dataset), limits, counts, _read_summary(run))
     unreadable = top_findings(run, "unreadable", limits.rows)
     bare = len(page.render((), dict.fromkeys(ISSUES, 0), unreadable).encode())
     cards: list[tuple[int, Markup]] = []
@@ -77,11 +78,13 @@ def write_report(run: RunFolder, limits: Limits | None = None) -> Path:
 class _Page:
     """The templates, with what is the same for the whole report."""
 
-    def __init__(self, run: RunFolder, limits: Limits, counts: dict[str, int], summary: dict[str, Any]) -> None:
+    def __init__(
+        self, run: RunFolder, name: str, limits: Limits, counts: dict[str, int], summary: dict[str, Any]
+    ) -> None:
         self._limits = limits
         self._counts = counts
         self._summary = summary
-        self._name = name_of(run)
+        self._name = name
         self._run = shell_word(str(run.path))
         self._issues = repr(str(run.issues))
         self._page = environment().get_template("report.html")

@@ -15,8 +15,10 @@ from pipeline.runfolder import RunFolder
 from pipeline.wording import shell_word
 
 
-def write_review_page(run: RunFolder, limits: Limits | None = None) -> Path:
+def write_review_page(run: RunFolder, limits: Limits | None = None, *, dataset: str | None = None) -> Path:
     """Write the run's review.html and return where it lies; the file it saves holds earlier verdicts, too.
+
+    `dataset` says what was audited where `run.json` is not there yet.
 
     Raises RunFolderError where a file of the run is missing, or the page cannot be written.
     """
@@ -30,7 +32,7 @@ def write_review_page(run: RunFolder, limits: Limits | None = None) -> Path:
         environment()
         .get_template("review.html")
         .render(
-            name=name_of(run),
+            name=name_of(run, dataset),
             run=shell_word(str(run.path)),
             cards=[rendered(card, asked=len(cards)) for card in cards],
             images=Markup(json.dumps(facts).replace("<", "\\u003c")),  # no name may end the element

@@ -4,6 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import OtherVersionError, RunFolderError
+from pipeline.files import write_json
 from pipeline.geometry import MAP_SIDE
 from pipeline.pages.findings import (
     ClassEvidence,
@@ -15,6 +16,7 @@ from pipeline.pages.findings import (
     top_findings,
     twins_of,
 )
+from pipeline.pages.report import write_report
 from pipeline.runfolder import RunFolder
 from tests.pipeline.synthetic_run import SHARD, Drawn, make_run
 
@@ -127,7 +129,15 @@ def test_twins_are_the_files_with_the_same_bytes(run):
 
 
 def test_the_dataset_is_named_by_its_folder(run):
-    assert dataset_name(run) == "dataset"
+    assert dataset_name(run) == dataset_name(run, "some/folder.v2") == "dataset"
+
+
+def test_a_dataset_that_a_file_lists_is_named_by_both(tmp_path):
+    run = make_run(tmp_path, [Drawn("cat/a.png", (20, 20), 0, 0)])
+    assert dataset_name(run, "lists/m_typo.CSV") == "dataset · m_typo"  # run.json is not there yet
+    write_json({"config": {"dataset": "lists/clean.parquet"}}, run.run_json)
+    assert dataset_name(run) == "dataset · clean"
+    assert "<title>dataset · clean ·" in write_report(run).read_text(encoding="utf-8")
 
 
 def test_a_folder_that_is_no_run(tmp_path):
