@@ -23,7 +23,7 @@ from PIL import Image
 from pipeline.dataset.images import ImageError, load_original
 from pipeline.errors import RunFolderError
 from pipeline.files import replacing
-from pipeline.pages.findings import ClassEvidence, Finding, ImageEvidence, findings_of, read_one
+from pipeline.pages.findings import ClassEvidence, Finding, ImageEvidence, findings_of, read_one, read_settings
 from pipeline.pages.overlay import heat, mask_of
 from pipeline.runfolder import RunFolder
 from pipeline.wording import TITLES, amount, percent, printable, score, shortened
@@ -79,7 +79,7 @@ def explain(run: RunFolder, image_id: str, out: Path) -> Explanation:
         figure = _figure([], None, image, words)
     else:
         picture = _load(image)
-        words = _words(image, rows, findings, picture)
+        words = _words(image, _judge(run, image), rows, findings, picture)
         figure = _figure(rows, picture, image, words)
     with replacing(out) as partial, warnings.catch_warnings():
         # A name in letters that no installed font has is drawn as boxes; the words hold it as it is.
@@ -107,13 +107,19 @@ def _load(image: ImageEvidence) -> Image.Image:
         ) from error
 
 
-def _words(image: ImageEvidence, rows: list[_Row], findings: list[Finding], picture: Image.Image) -> list[str]:
+def _judge(run: RunFolder, image: ImageEvidence) -> str:
+    if image.fold is not None and image.fold >= 0:
+        return f"judged by held-out fold {image.fold}, which never saw it"
+    if read_settings(run).get("predict") == "probs":
+        return "judged by the probabilities that were given"
+    return "judged by a model that never saw this dataset"
+
+
+def _words(
+    image: ImageEvidence, judge: str, rows: list[_Row], findings: list[Finding], picture: Image.Image
+) -> list[str]:
     assert image.width is not None
     assert image.height is not None
-    if image.fold is None or image.fold < 0:
-        judge = "judged by a model that never saw this dataset"
-    else:
-        judge = f"judged by held-out fold {image.fold}, which never saw it"
     lines = [f"{_called(image.image_id)}: {image.width} × {image.height} px, {judge}"]
     if picture.size != (image.width, image.height):
         lines.append(f"The file has changed since the run: it now has {picture.width} × {picture.height} px.")

@@ -10,6 +10,7 @@ from PIL import Image
 import pipeline.pages.explain
 from pipeline import rle, schema
 from pipeline.errors import RunFolderError
+from pipeline.files import write_json
 from pipeline.pages.explain import explain
 from tests.pipeline.synthetic_run import Drawn, make_run
 
@@ -56,6 +57,18 @@ def test_the_words_hold_the_numbers(run, tmp_path):
     assert lines[3] == "Overlap of the two evidences: 12.0 % (0 % lie in different places, 100 % coincide)"
     assert lines[4].startswith("Mislabeled (rank 2, score 0.030): the network reads dog (97%)")
     assert lines[5:] == ["Suggested label: dog"]
+
+
+def test_it_says_who_judged(run, tmp_path):
+    alone = make_run(tmp_path, [Drawn("cat/a.png", (20, 20), 0, 0)])
+    change(alone, fold=-1)
+
+    def judge(predict):
+        write_json({"config": {"predict": predict}}, alone.run_json)
+        return explain(alone, "cat/a.png", tmp_path / "out.png").words.splitlines()[0].partition(", ")[2]
+
+    assert judge("direct") == "judged by a model that never saw this dataset"
+    assert judge("probs") == "judged by the probabilities that were given"
 
 
 def test_the_picture_shows_both_evidences(run, tmp_path):
