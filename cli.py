@@ -249,7 +249,7 @@ def explain(
     run: RunPath,
     image_id: Annotated[str, typer.Argument(metavar="IMAGE_ID", help="As in audit.parquet: class/file.jpg")],
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="PNG to write [from the image's name, here]")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="PNG to write [here, named by run and image]")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -258,7 +258,8 @@ def explain(
     from pipeline.pages.explain import explain as draw
     from pipeline.runfolder import RunFolder
 
-    target = out or Path(f"{Path(image_id.replace('/', '_')).stem}-explained.png")
+    # by the run, too: another run's picture of the image must not take its place
+    target = out or Path(f"{run.resolve().name}-{Path(image_id.replace('/', '_')).stem}-explained.png")
     explanation = draw(RunFolder(run), image_id, target)
     if as_json:
         _print_json({"path": str(explanation.path), "words": explanation.words})

@@ -115,6 +115,17 @@ def test_explain_draws_and_says(run, tmp_path):
     assert "rot/9" in only_line(unknown) or "rot/0" in only_line(unknown)
 
 
+def test_pictures_of_two_runs_lie_beside_each_other(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path)
+    for folder in (run.path, tmp_path / "copy"):
+        assert runner.invoke(cli.app, ["explain", str(folder), "rot/03.png"]).exit_code == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+        "copy-rot_03-explained.png",
+        "r-rot_03-explained.png",
+    ]
+
+
 def only_line(result) -> str:
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, result.stderr
