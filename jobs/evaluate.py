@@ -15,7 +15,7 @@ from jobs.progress import Reporter
 from pipeline.annotated import read_annotated
 from pipeline.dataset.manifest import read_class_names
 from pipeline.evaluate.gallery import draw_gallery, last_layers
-from pipeline.evaluate.protocols import check_name, evaluate
+from pipeline.evaluate.protocols import check_marks, check_name, evaluate
 from pipeline.evaluate.request import Request
 from pipeline.evaluate.subject import load_subject
 from pipeline.evaluate.table import Table, merged_facts
@@ -65,6 +65,7 @@ def run_evaluate(options: EvaluateOptions, reporter: Reporter) -> Evaluated:
     dataset = read_annotated(options.data, form=options.form, split=options.split)
     if options.limit is not None:
         dataset = replace(dataset, images=dataset.images[: options.limit])
+    check_marks(options.protocol, dataset)
     subject = load_subject(
         options.model,
         weights=options.weights,

@@ -140,6 +140,8 @@ def sane(request: Request) -> list[Table]:
 def tell_apart(request: Request) -> list[Table]:
     """How far the maps of two classes of one image coincide: the predicted, the runner-up, and one at random."""
     subject = request.subject
+    if subject.graph.classes < 2:
+        raise DatasetError("sensitivity compares the evidence for two classes; the network has one output")
     found: dict[str, list[Tensor]] = {method.name: [] for method in request.methods}
     generator = torch.Generator().manual_seed(0)
     for batch in batches(subject, request.dataset, request.batch_size, request.problems):

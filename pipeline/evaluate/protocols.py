@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 
-from pipeline.errors import ConfigError
+from pipeline.annotated import AnnotatedSet
+from pipeline.errors import ConfigError, DatasetError
 from pipeline.evaluate.localize import localize
 from pipeline.evaluate.maps import cover, need, sane, tell_apart
 from pipeline.evaluate.objects import point, propose
@@ -26,7 +27,15 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "tune": tune,
 }
 
-__all__ = ["PROTOCOLS", "Request", "check_name", "evaluate"]
+_NEEDS: Mapping[str, tuple[bool, bool, str]] = {  # whether boxes serve, whether masks do
+    "localization": (True, True, "localization needs boxes or masks"),
+    "tune": (True, True, "tune needs boxes or masks"),
+    "proposals": (True, False, "proposals need objects with boxes (VOC, COCO)"),
+    "pointing": (True, False, "pointing needs objects with boxes (VOC, COCO)"),
+    "saliency": (False, True, "saliency needs masks (MSRA-B, ECSSD, Graz-02)"),
+}
+
+__all__ = ["PROTOCOLS", "Request", "check_marks", "check_name", "evaluate"]
 
 
 def evaluate(protocol: str, request: Request) -> list[Table]:
@@ -35,6 +44,7 @@ def evaluate(protocol: str, request: Request) -> list[Table]:
     Raises ConfigError for an unknown one and DatasetError where the data do not serve.
     """
     check_name(protocol)
+    check_marks(protocol, request.dataset)
     assert protocol in PROTOCOLS, "a gallery is drawn by draw_gallery, and has no table"
     return PROTOCOLS[protocol](request)
 
@@ -45,3 +55,14 @@ def check_name(protocol: str) -> None:
     if protocol not in known:
         near = difflib.get_close_matches(protocol, known, 1, cutoff=0)
         raise ConfigError(f"there is no protocol {protocol!r}; did you mean {near[0]}? ({', '.join(known)})")
+
+
+def check_marks(protocol: str, dataset: AnnotatedSet) -> None:
+    """Raise DatasetError where nobody marked in any image what the protocol counts by; before anything is computed."""
+    if protocol not in _NEEDS:
+        return
+    boxes, masks, needs = _NEEDS[protocol]
+    for image in dataset.images:
+        if (boxes and any(not one.difficult for one in image.objects)) or (masks and image.masks):
+            return
+    raise DatasetError(f"{needs}; no image of the dataset has one")

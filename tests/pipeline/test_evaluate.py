@@ -289,22 +289,30 @@ def test_what_does_not_serve_says_what_would(subject: Subject, data: Path) -> No
         evaluate("localisation", ask(subject, data / "boxes.csv"))
     with pytest.raises(DatasetError, match="1 of 1 labels are no outputs of colours, the first is 'red'"):
         evaluate("localization", ask(replace(subject, classes=("rad", "blau")), data / "boxes.csv"))
-    with pytest.raises(DatasetError, match="saliency needs masks"):
-        evaluate("saliency", ask(subject, data / "boxes.csv"))
     request = ask(subject, data / "boxes.csv")
     first, *others = request.dataset.images
     half_told = replace(request.dataset, images=(replace(first, label=None), *others))
     for protocol in ("localization", "tune"):
         with pytest.raises(DatasetError, match="a class for each image, or for none: 1 of 13 have none"):
             evaluate(protocol, replace(request, dataset=half_told))
+
+    def never(images: float) -> None:
+        pytest.fail("a batch was computed before it was asked what is marked")
+
+    marked = {"boxes": ask(subject, data / "boxes.csv"), "masks": ask(subject, data, form="masks")}
+    hidden = tuple(replace(one, objects=(replace(one.objects[0], difficult=True),)) for one in request.dataset.images)
+    marked["nothing"] = replace(request, dataset=replace(request.dataset, images=hidden))
+    for protocol, has, needs in (
+        ("saliency", "boxes", "saliency needs masks"),
+        ("pointing", "masks", "pointing needs objects with boxes"),
+        ("proposals", "masks", "proposals need objects with boxes"),
+        ("localization", "nothing", "localization needs boxes or masks"),
+        ("tune", "nothing", "tune needs boxes or masks"),
+    ):
+        with pytest.raises(DatasetError, match=f"{needs}.*; no image of the dataset has one"):
+            evaluate(protocol, replace(marked[has], advance=never))
     with pytest.raises(DatasetError, match="exported program"):
         evaluate("sanity", ask(replace(subject, module=None), data / "boxes.csv"))
-    with pytest.raises(DatasetError, match="proposals need objects"):
-        evaluate("proposals", ask(subject, data, form="masks"))
-    bare = replace(request.dataset, images=(replace(first, label=None, objects=()),))
-    for protocol in ("tune", "localization"):
-        with pytest.raises(DatasetError, match=f"{protocol} needs boxes or masks"):
-            evaluate(protocol, replace(request, dataset=bare))
 
 
 def test_a_table_reads_well_and_plots(tmp_path: Path) -> None:
