@@ -220,7 +220,7 @@ class _Run:
         return JudgePlan(
             predict=config.predict,
             class_names=manifest.class_names,
-            input=config.input_for(loaded.input if loaded else PREVIEW),
+            input=config.input_for(loaded.input) if loaded else PREVIEW,
             model=None if config.model is None else from_anywhere(config.model),
             weights=None if config.weights is None else str(Path(config.weights).resolve()),
             device=device,

@@ -136,12 +136,21 @@ class RunConfig:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def input_for(self, own: InputSpec) -> InputSpec:
-        """Return the model's own input with this configuration's overrides."""
+        """Return the model's own input with this configuration's overrides.
+
+        Raises ConfigError for a `resize` below the size: there is nothing to crop.
+        """
         told = {name: getattr(self, name) for name in ("size", "resize", "fit", "mean", "std")}
         changed = {name: value for name, value in told.items() if value is not None}
         if "size" in changed and "resize" not in changed and own.resize is not None:
             changed["resize"] = round(own.resize * changed["size"] / own.size)  # keeps the share of the image seen
-        return replace(own, **changed)
+        seen = replace(own, **changed)
+        if self.resize is not None and self.resize < seen.size and seen.fit == "crop":
+            raise ConfigError(
+                f"resize is {self.resize}, but the network's input is {seen.size} pixels wide, cropped from that; "
+                "give as much or more, or a smaller size"
+            )
+        return seen
 
 
 def resolve_config(toml: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> RunConfig:

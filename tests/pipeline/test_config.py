@@ -186,6 +186,14 @@ def test_the_input_is_the_models_own_but_for_what_is_said() -> None:
     assert grey == InputSpec(size=224, resize=256, fit="squash", mean=(0.5, 0.5, 0.5), std=(1.0, 1.0, 1.0))
 
 
+def test_a_resize_that_leaves_nothing_to_crop_is_refused() -> None:
+    own = InputSpec(size=32, resize=32)
+    with pytest.raises(ConfigError, match=r"^resize is 8, but the network's input is 32 pixels wide"):
+        told(resize=8).input_for(own)
+    assert told(resize=8, size=8).input_for(own) == InputSpec(size=8, resize=8)
+    assert told(resize=8, fit="squash").input_for(own).fit == "squash"  # nothing is cropped
+
+
 def test_every_key_says_what_it_means() -> None:
     for setting in fields(RunConfig):
         assert len(setting.metadata["meaning"]) > 10, setting.name
