@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 import typer
 
 from pipeline.config import RunConfig, resolve_config
+from pipeline.errors import AuditError
 
 if TYPE_CHECKING:  # torch and Ray take seconds to import; --help must not wait for them
     from jobs.result import RunResult
@@ -59,9 +60,6 @@ def _one_line_errors(command: Command) -> Command:
 
     @functools.wraps(command)
     def guarded(*arguments: Any, **options: Any) -> Any:
-        from fixcore.errors import FixcoreError
-        from pipeline.errors import AuditError
-
         try:
             return command(*arguments, **options)
         except KeyboardInterrupt:
@@ -71,18 +69,23 @@ def _one_line_errors(command: Command) -> Command:
             raise typer.Exit(0) from None
         except typer.Exit:
             raise
-        except (AuditError, FixcoreError) as error:
-            line = _joined(str(error))
         except MemoryError:
             line = "out of memory; try a smaller --batch-size or fewer --workers"
         except Exception as error:
-            line = f"{type(error).__name__}: {_joined(str(error))} (not foreseen; --debug shows where)"
+            line = _joined(str(error))
+            if not _is_foreseen(error):
+                line = f"{type(error).__name__}: {line} (not foreseen; --debug shows where)"
         if options["debug"]:
             traceback.print_exc()
         print(f"error: {line}", file=sys.stderr)
         raise typer.Exit(_WRONG)
 
     return cast(Command, guarded)
+
+
+def _is_foreseen(error: Exception) -> bool:
+    core = sys.modules.get("fixcore.errors")  # not there: none of its errors; to import it takes as long as torch
+    return isinstance(error, AuditError) or (core is not None and isinstance(error, core.FixcoreError))
 
 
 def _version(wanted: bool) -> None:
@@ -329,6 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     told = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = app(told or ["--help"], prog_name="fixaudit", standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):  # before a command began, or after it ended
+        return _STOPPED
     except Exception as error:
         if not hasattr(error, "format_message"):  # typer's own, for a wrong use of the command
             raise

@@ -12,11 +12,12 @@ import typing
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import ConfigError
-from pipeline.gate import parse_gates
-from pipeline.geometry import InputSpec
+
+if TYPE_CHECKING:  # NumPy; the command's help must not wait for it
+    from pipeline.geometry import InputSpec
 
 PREFIX = "FIXAUDIT_"
 DEFAULT_BACKBONE = "torchvision:resnet50"
@@ -199,6 +200,8 @@ def _check_together(config: RunConfig) -> None:
         raise ConfigError("--weights needs the network that they fit: give --model")
     if config.name is not None and (config.name in ("", ".", "..") or Path(config.name).name != config.name):
         raise ConfigError(f"name is {config.name!r}; it must be the name of one folder, inside of --out")
+    from pipeline.gate import parse_gates  # pyarrow; the command's help must not wait for it
+
     parse_gates(config.fail_on or "")
 
 

@@ -115,6 +115,16 @@ def test_explain_draws_and_says(run, tmp_path):
     assert "rot/9" in only_line(unknown) or "rot/0" in only_line(unknown)
 
 
+@pytest.mark.parametrize("where", ["resolve_config", "app"])
+def test_ctrl_c_ends_with_its_code_and_no_traceback(where, monkeypatch, capsys):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, where, stopped)
+    assert cli.main(["run", "."]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_pictures_of_two_runs_lie_beside_each_other(run, tmp_path, monkeypatch):
     shutil.copytree(run.path, tmp_path / "copy")
     monkeypatch.chdir(tmp_path)

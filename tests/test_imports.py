@@ -126,3 +126,10 @@ def test_reading_and_keeping_images_needs_no_network_library(modules, strangers)
     told = f"import sys, {modules}; print([it for it in {strangers} if it in sys.modules])"
     found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_command_says_its_help_without_what_takes_long_to_import() -> None:
+    slow = ("torch", "ray", "pyarrow", "numpy", "matplotlib")
+    told = f"import sys, cli; print([it for it in {slow} if it in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"
