@@ -239,9 +239,10 @@ def evaluate(
     if as_json:
         _print_json(result.facts)
     else:
-        width = min(120, shutil.get_terminal_size().columns)
+        columns = shutil.get_terminal_size().columns
+        room = columns if sys.stdout.isatty() or os.environ.get("COLUMNS") else None  # a file has all the room
         for table in result.tables:
-            print(table.text(width) + "\n")
+            print(table.text(min(120, columns), room=room) + "\n")
         if result.picture is not None:
             print(f"picture: {result.picture}")
 

@@ -26,22 +26,25 @@ class Table:
     plotted: str | None = None
     """The column that the plot shows; None: the last."""
 
-    def text(self, width: int = 120) -> str:
-        """Return the table aligned, numbers to the right, with its notes below, wrapped at `width` characters."""
+    def text(self, width: int = 120, *, room: int | None = None) -> str:
+        """Return the table aligned, numbers to the right, with its notes below, wrapped at `width` characters.
+
+        Where lines would be longer than `room`, the columns come in several blocks, each with those that name the row.
+        """
         shown = [[_shown(cell) for cell in row] for row in self.rows]
         widths = [max(len(line[at]) for line in [list(self.columns), *shown]) for at in range(len(self.columns))]
         numeric = [all(not isinstance(row[at], str) for row in self.rows) for at in range(len(self.columns))]
 
-        def line(cells: Sequence[str]) -> str:
-            aligned = (
-                cell.rjust(width) if right else cell.ljust(width)
-                for cell, width, right in zip(cells, widths, numeric, strict=True)
-            )
+        def line(cells: Sequence[str], block: Sequence[int]) -> str:
+            aligned = (cells[at].rjust(widths[at]) if numeric[at] else cells[at].ljust(widths[at]) for at in block)
             return "  ".join(aligned).rstrip()
 
-        rule = "  ".join("-" * width for width in widths)
+        blocks = []
+        for block in _blocks(widths, numeric.index(True) if True in numeric else 0, room):
+            rule = "  ".join("-" * widths[at] for at in block)
+            blocks += [line(self.columns, block), rule, *(line(row, block) for row in shown), ""]
         notes = [textwrap.fill(note, width) for note in self.notes]
-        return "\n".join([self.title, "", line(self.columns), rule, *map(line, shown), "", *notes]).rstrip()
+        return "\n".join([self.title, "", *blocks, *notes]).rstrip()
 
     def facts(self) -> dict[str, Any]:
         """Return the table as JSON can hold it; what is no number is null."""
@@ -84,3 +87,16 @@ def _shown(cell: Cell) -> str:
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return "-"
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+
+
+def _blocks(widths: Sequence[int], names: int, room: int | None) -> list[list[int]]:
+    """Return which columns stand beside each other: the first `names` and as many others as there is room for."""
+    blocks = [list(range(names))]
+    for at in range(names, len(widths)):
+        block = [*blocks[-1], at]
+        fits = room is None or sum(widths[one] + 2 for one in block) - 2 <= room
+        if fits or len(blocks[-1]) == names:  # one at least, or there is no end
+            blocks[-1] = block
+        else:
+            blocks.append([*range(names), at])
+    return blocks

@@ -333,6 +333,29 @@ def test_a_table_reads_well_and_plots(tmp_path: Path) -> None:
         assert picture.format == "PNG"
 
 
+def test_a_wide_table_comes_in_blocks_that_name_their_rows() -> None:
+    table = Table(
+        "Title", ("method", "rule", "n", "share", "+-"), (("fixations", "moments", 3, 0.5, 0.25),), ("a note",)
+    )
+    assert table.text(room=30).splitlines() == [
+        "Title",
+        "",
+        "method     rule     n  share",
+        "---------  -------  -  -----",
+        "fixations  moments  3  0.500",
+        "",
+        "method     rule        +-",
+        "---------  -------  -----",
+        "fixations  moments  0.250",
+        "",
+        "a note",
+    ]
+    assert table.text(room=35) == table.text()
+    assert table.text(room=34) != table.text()
+    assert table.text(room=1).count("fixations") == 3  # a column at a time is the least
+    assert table.text(room=1, width=30).splitlines()[-1] == "a note"
+
+
 def test_the_coarse_box_is_near_the_fine_one() -> None:
     maps = torch.zeros(1, 112, 112)
     maps[0, 20:60, 30:80] = 1
