@@ -109,7 +109,8 @@ def heat(evidence: ClassEvidence, width: int, height: int, long_side: int = _GRI
     wide, high = (max(1, round(long_side * length / max(width, height))) for length in (width, height))
     levels = Image.fromarray(evidence.map.astype(np.float32)).resize((wide, high), Image.Resampling.BILINEAR)
     shown = np.asarray(levels, np.float32)
-    return shown / max(float(shown.max()), 1.0)
+    most = float(shown.max())
+    return shown / most if most > 0 else shown
 
 
 def mask_of(counts: str, width: int, height: int) -> np.ndarray:
