@@ -169,14 +169,15 @@ def demo(
     }
     settings = resolve_config(None, {}, flags)
     from jobs.demo import score_demo, write_demo
+    from jobs.told import facts_of, lines_of
 
     write_demo(out / "digits-sample")
     result = _audit(settings, quiet=quiet)
     score = score_demo(out / "digits-sample", result.folder)
     if as_json:
-        _print_json(_facts(result) | {"planted": score.planted, "flagged": score.flagged, "found": score.found})
+        _print_json(facts_of(result) | {"planted": score.planted, "flagged": score.flagged, "found": score.found})
         return
-    _print_result(result)
+    print("\n".join(lines_of(result)))
     print(f"planted errors flagged:  {score.found} of {score.planted} ({score.recall:.1%})")
     print(f"flags that are right:    {score.found} of {score.flagged} ({score.precision:.1%})")
 
@@ -309,7 +310,7 @@ def review(
     from jobs.review import review_run
     from pipeline.runfolder import RunFolder
 
-    _conclude(review_run(RunFolder(run), verdicts, Reporter(quiet=quiet)), as_json=as_json)
+    _conclude(review_run(RunFolder(run), verdicts, Reporter(quiet=quiet)), as_json=as_json, judged=False)
 
 
 @app.command()
@@ -354,62 +355,18 @@ def _audit(settings: RunConfig, *, quiet: bool) -> RunResult:
     return run_audit(settings, Reporter(quiet=quiet))
 
 
-def _conclude(result: RunResult, *, as_json: bool) -> None:
-    """Print what was found, and end with code 1 where it exceeds a limit."""
+def _conclude(result: RunResult, *, as_json: bool, judged: bool = True) -> None:
+    """Print what was found, and end with code 1 where it exceeds a limit; `judged`: whether images were judged."""
+    from jobs.told import facts_of, lines_of
+
     if as_json:
-        _print_json(_facts(result))
+        _print_json(facts_of(result))
     else:
-        _print_result(result)
+        print("\n".join(lines_of(result, judged=judged)))
     for line in result.exceeded:
         print(f"over the limit: {line}", file=sys.stderr)
     if result.exceeded:
         raise typer.Exit(_EXCEEDED)
-
-
-def _facts(result: RunResult) -> dict[str, Any]:
-    return {
-        "run": str(result.folder.path),
-        "report": str(result.folder.report),
-        "seconds": result.seconds,
-        "counts": result.counts,
-        "warnings": list(result.warnings),
-        "exceeded": list(result.exceeded),
-        **{
-            name: result.summary[name]
-            for name in ("reviewed", "reviewed_wrong", "estimated_errors", "estimated_precision", "shortcuts")
-        },
-    }
-
-
-def _print_result(result: RunResult) -> None:
-    from pipeline.wording import amount, printable, shell_word
-
-    counts = result.counts
-    speed = counts["images"] / max(result.seconds, 1e-9)
-    print(f"{amount(counts['images'], 'image')} in {result.seconds:.0f} s ({speed:.1f} a second)")
-    print(f"mislabeled:        {counts['mislabeled']:,}")
-    print(f"ambiguous:         {counts['ambiguous']:,}")
-    print(f"adversarial drift: {counts['adversarial_drift']:,}")
-    if counts["duplicate_conflict"]:
-        print(f"duplicates:        {counts['duplicate_conflict']:,} (one picture under two labels, or in two splits)")
-    if counts["error"]:
-        print(f"unreadable:        {counts['error']:,} (the report says why)")
-    told = result.summary
-    if told["reviewed"]:
-        print(f"looked at:         {told['reviewed']:,}, of which {told['reviewed_wrong']:,} are wrong")
-    if told["estimated_errors"]:
-        low, high = told["estimated_errors_range"]
-        print(f"wrong labels in all: about {told['estimated_errors']:,.0f} ({low:,.0f} to {high:,.0f})")
-    if told["estimated_precision"] is not None:
-        low, high = told["estimated_precision_range"]
-        print(f"flags that are right: about {told['estimated_precision']:.0%} ({low:.0%} to {high:.0%})")
-    for one in told["shortcuts"]:
-        print(f"shortcut? {printable(one['name'])}: its evidence gathers in the {one['where']}")
-    print(f"report: {result.folder.report}")
-    if told["worth_a_look"]:
-        print(f"look:   {result.folder.review_page} ({amount(told['worth_a_look'], 'image')} that would settle most)")
-    if result.first_issue is not None:
-        print(f"next:   fixaudit explain {shell_word(str(result.folder.path))} {shell_word(result.first_issue)}")
 
 
 def _print_json(value: Any) -> None:

@@ -335,6 +335,7 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     second = runner.invoke(cli.app, ["run", str(dataset), *told, "--reviewed", str(kept), "--name", "next"])
     assert second.exit_code == 0, second.output
     assert "looked at:         24, of which 12 are wrong" in second.stdout
+    assert " a second)\n" in second.stdout.splitlines(keepends=True)[0]
     assert "\nflags that are right: about 100% (100% to 100%)\n" in second.stdout
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "next" / "audit.parquet").set_index("image_id"), audit)
     noted = json.loads((tmp_path / "next" / "run.json").read_text(encoding="utf-8"))["warnings"]
@@ -345,6 +346,7 @@ def test_verdicts_are_weighed_without_judging_again(dataset, tmp_path):
     kept.write_text(f"image_id,verdict\n{ids[-1]},right\n", encoding="utf-8")
     third = runner.invoke(cli.app, ["review", str(run.path), str(kept)])
     assert "looked at:         24, of which 11 are wrong" in third.stdout
+    assert third.stdout.splitlines()[0].endswith(" s, weighed anew")
     assert f"note: cannot write {junit}: its folder is gone; a JUnit file of this run says" in third.stderr
     assert not junit.parent.exists()
 
