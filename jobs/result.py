@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from pipeline.audit.issues import write_issues
 from pipeline.audit.review import write_review_list
 from pipeline.audit.summary import write_summary
 from pipeline.errors import OtherVersionError, RunFolderError
+from pipeline.files import read_json
 from pipeline.gate import Gate
 from pipeline.pages.report import write_report
 from pipeline.pages.review_page import write_review_page
@@ -106,8 +106,8 @@ def read_facts(folder: RunFolder) -> dict[str, Any]:
         is_begun = folder.work.is_dir() or folder.manifest.is_file()
         what = "finish it with the command that began it" if is_begun else "name the folder that fixaudit run printed"
         raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it; {what}")
-    facts: dict[str, Any] = json.loads(folder.run_json.read_text(encoding="utf-8"))
-    if facts.get("schema") != schema.VERSION:
+    facts = read_json(folder.run_json, ("schema", "config", "counts"))
+    if facts["schema"] != schema.VERSION:
         raise OtherVersionError(folder.path)
     return facts
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -69,3 +69,16 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def read_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
+    """Return the JSON object in a file of a run; RunFolderError for one that is damaged, or lacks one of `keys`."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}; run the audit again") from error
+    absent = [key for key in keys if not isinstance(told, dict) or key not in told]
+    if absent or not isinstance(told, dict):
+        what = ", ".join(absent[:3])
+        raise RunFolderError(f"{path} is not what fixaudit wrote: it has no {what}; run the audit again")
+    return told

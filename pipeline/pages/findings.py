@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import heapq
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from pipeline.errors import OtherVersionError, RunFolderError
+from pipeline.files import read_json
 from pipeline.geometry import MAP_SIDE
 from pipeline.runfolder import RunFolder
 from pipeline.schema import EVIDENCE, ISSUES_TABLE, MANIFEST, VERSION
@@ -216,7 +216,7 @@ def read_settings(run: RunFolder) -> dict[str, Any]:
     """Return the settings of a complete run; nothing while run.json is not there yet."""
     if not run.is_complete:
         return {}
-    settings: dict[str, Any] = json.loads(run.run_json.read_text(encoding="utf-8")).get("config", {})
+    settings: dict[str, Any] = read_json(run.run_json, ("config",))["config"]
     return settings
 
 

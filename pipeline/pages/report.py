@@ -6,16 +6,17 @@ number of cards is spent; the page says how many of how many it shows. Only rows
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
 from pipeline.audit.issues import count_issues
-from pipeline.errors import OtherVersionError, RunFolderError
-from pipeline.files import write_text
+from pipeline.audit.summary import Summary
+from pipeline.errors import OtherVersionError
+from pipeline.files import read_json, write_text
 from pipeline.pages.cards import Limits, flagged_cards
 from pipeline.pages.findings import Finding, top_findings
 from pipeline.pages.page import environment, name_of, rendered
@@ -108,13 +109,9 @@ class _Page:
 
 
 def _read_summary(run: RunFolder) -> dict[str, Any]:
-    try:
-        summary: dict[str, Any] = json.loads(run.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunFolderError(f"cannot read {run.summary}: {error}") from error
-    if summary.get("schema") != VERSION:
+    if read_json(run.summary, ("schema",))["schema"] != VERSION:
         raise OtherVersionError(run.path)
-    return summary
+    return read_json(run.summary, [field.name for field in fields(Summary)])
 
 
 def _facts(summary: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from safetensors import SafetensorError
 
 from pipeline.errors import RunFolderError
-from pipeline.files import replacing
+from pipeline.files import read_json, replacing
 
 
 @pytest.mark.parametrize(
@@ -31,3 +31,23 @@ def test_what_could_not_be_written_leaves_what_stood_there(tmp_path: Path, error
         stop_half_way()
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"{", "cannot read .*; run the audit again"),
+        (b"\xff\xfe", "cannot read .*; run the audit again"),
+        (b"[" * 100_000, "cannot read .*; run the audit again"),
+        (b"[]", "is not what fixaudit wrote: it has no schema, config"),
+        (b'{"schema": 5}', "is not what fixaudit wrote: it has no config"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(tmp_path: Path, text: bytes, said: str) -> None:
+    path = tmp_path / "run.json"
+    path.write_bytes(text)
+    with pytest.raises(RunFolderError, match=said) as caught:
+        read_json(path, ("schema", "config"))
+    assert "\n" not in str(caught.value)
+    path.write_text('{"schema": 5, "config": {}}')
+    assert read_json(path, ("schema", "config")) == {"schema": 5, "config": {}}
