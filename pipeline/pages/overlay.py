@@ -14,6 +14,7 @@ from contourpy import contour_generator
 from PIL import Image
 
 from pipeline import rle
+from pipeline.errors import RunFolderError
 from pipeline.pages.findings import Box, ClassEvidence
 
 SPAN = 1000
@@ -114,8 +115,11 @@ def heat(evidence: ClassEvidence, width: int, height: int, long_side: int = _GRI
 
 
 def mask_of(counts: str, width: int, height: int) -> np.ndarray:
-    """Return a saliency mask as bool (H, W) at original size."""
-    mask: np.ndarray = rle.decode(counts, height, width)
+    """Return a saliency mask as bool (H, W) at original size; RunFolderError for evidence that was damaged."""
+    try:
+        mask: np.ndarray = rle.decode(counts, height, width)
+    except ValueError as error:
+        raise RunFolderError(f"the evidence is damaged: {error}; run the audit again") from error
     return mask
 
 

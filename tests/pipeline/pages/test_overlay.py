@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
 from pipeline import rle
+from pipeline.errors import RunFolderError
 from pipeline.geometry import MAP_SIDE
 from pipeline.pages.findings import ClassEvidence
-from pipeline.pages.overlay import HEAT_LEVELS, SPAN, Canvas, draw, heat
+from pipeline.pages.overlay import HEAT_LEVELS, SPAN, Canvas, draw, heat, mask_of
 
 
 def evidence(x, y, mass, box=None, mask=None, levels=()):
@@ -196,3 +197,8 @@ def test_extreme_sizes_can_be_drawn(size):
     assert len(dots_of(drawing)) == 1
     assert drawing.heat
     assert drawing.box is not None
+
+
+def test_a_damaged_mask_is_said_in_one_line():
+    with pytest.raises(RunFolderError, match="the evidence is damaged: these RLE counts are no mask of 5 x 4 pixels"):
+        mask_of("zz", 5, 4)
