@@ -293,7 +293,8 @@ def _averaged(graph: fx.Graph, node: fx.Node) -> None:
         source, places = before["self"], inner | {kept[dim] for dim in places}
     seen = source.meta["seen"]
     is_pooled = not is_vector(seen.shape) and measures(seen.dtype) and None not in (seen.shape[dim] for dim in places)
-    if not is_pooled or (count == 1 and source is named["self"]):
+    has_features = len(places) < len(seen.shape) - 1  # what all of an image adds up to is no vector
+    if not is_pooled or not has_features or (count == 1 and source is named["self"]):
         return
     with graph.inserting_before(node):
         average = said(graph, node, aten.mean.dim, (source, sorted(places), named["keepdim"]), node.meta["seen"].shape)
