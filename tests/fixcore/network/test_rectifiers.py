@@ -1,5 +1,6 @@
 """ReLUs and quotients in other words are followed as what they are; what no pixel reaches is told by what depends."""
 
+import functools
 from collections.abc import Callable
 
 import pytest
@@ -49,8 +50,13 @@ class WithPlaces(nn.Module):
         return self.last((self.act(self.more(told)).roll(3, 2) + told).mean((2, 3)))
 
 
-def evidence(network: nn.Module, rules: str = "mass") -> Tensor:
-    found = fixcore.backtrack(fixcore.capture(network.eval(), IMAGES).record(IMAGES), TARGET, rules=rules)
+@functools.cache
+def captured(network: Callable[..., nn.Module], *acts: Callable[[Tensor], Tensor]) -> fixcore.Graph:
+    return fixcore.capture(network(*acts).eval(), IMAGES)
+
+
+def evidence(graph: fixcore.Graph, rules: str = "mass") -> Tensor:
+    found = fixcore.backtrack(graph.record(IMAGES), TARGET, rules=rules)
     return torch.zeros(3, 16, 16).index_put((found.image, found.row, found.col), found.mass)
 
 
@@ -67,10 +73,9 @@ RELUS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("spelling", RELUS)
 def test_a_relu_in_other_words_is_a_relu(spelling: str):
-    graph = fixcore.capture(Acts(RELUS[spelling]).eval(), IMAGES)
+    graph, own = captured(Acts, RELUS[spelling]), captured(Acts, functional.relu)
     assert [node.target for node in graph.nodes].count(aten.relu_.default) == 1
-    torch.testing.assert_close(evidence(Acts(RELUS[spelling])), evidence(Acts()))
-    own = fixcore.capture(Acts().eval(), IMAGES)
+    torch.testing.assert_close(evidence(graph), evidence(own))
     guided = [baselines.guided_backprop(one, IMAGES, TARGET) for one in (graph, own)]
     torch.testing.assert_close(*guided)
 
@@ -96,11 +101,12 @@ def test_what_is_no_relu_is_left_as_it_is(name: str):
 @pytest.mark.parametrize("rules", ["mass", "finer", "paper"])
 @pytest.mark.parametrize("act", [RELUS["where above"], OTHERS["from one"]], ids=["relu", "no relu"])
 def test_a_choice_by_what_pixels_say_is_reached_by_pixels(act: Callable[[Tensor], Tensor], rules: str):
-    graph = fixcore.capture(WithPlaces(act).eval(), IMAGES)
+    graph = captured(WithPlaces, act)
     blank = {node.target: float(blanks.float().mean()) for node, blanks in graph.blanks.items()}
     assert blank == {aten.cat.default: 1 / 8}  # the constant map, and nothing behind it
     if act is RELUS["where above"]:
-        torch.testing.assert_close(evidence(WithPlaces(act), rules), evidence(WithPlaces(functional.relu), rules))
+        own = captured(WithPlaces, functional.relu)
+        torch.testing.assert_close(evidence(graph, rules), evidence(own, rules))
 
 
 SIGMOIDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -115,7 +121,8 @@ SIGMOIDS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("rules", ["mass", "finer"])
 @pytest.mark.parametrize("spelling", SIGMOIDS)
 def test_a_divisor_speaks_against(spelling: str, rules: str):
-    expected = evidence(Acts(on_vector=torch.sigmoid), rules)
-    found = evidence(Acts(on_vector=SIGMOIDS[spelling]), rules)
+    expected, found = (
+        evidence(captured(Acts, functional.relu, act), rules) for act in (torch.sigmoid, SIGMOIDS[spelling])
+    )
     shared = torch.minimum(expected, found).sum((1, 2))
     assert float(shared.min()) > 0.85  # turned round it was 0.00 to 0.01
