@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import os
+import select
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from io import UnsupportedOperation
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
@@ -64,14 +66,13 @@ def _one_line_errors(command: Command) -> Command:
             return command(*arguments, **options)
         except KeyboardInterrupt:
             raise typer.Exit(_STOPPED) from None
-        except BrokenPipeError:  # whoever read the result has seen enough of it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
         except typer.Exit:
             raise
         except MemoryError:
             line = "out of memory; try a smaller --batch-size or fewer --workers"
         except Exception as error:
+            if isinstance(error, BrokenPipeError) and _is_unread():
+                raise typer.Exit(0) from None
             line = _joined(str(error))
             if not _is_foreseen(error):
                 line = f"{type(error).__name__}: {line} (not foreseen; --debug shows where)"
@@ -86,6 +87,24 @@ def _one_line_errors(command: Command) -> Command:
 def _is_foreseen(error: Exception) -> bool:
     core = sys.modules.get("fixcore.errors")  # not there: none of its errors; to import it takes as long as torch
     return isinstance(error, AuditError) or (core is not None and isinstance(error, core.FixcoreError))
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads what is printed any more, having seen enough of it; what is left is then thrown away."""
+    try:
+        sys.stdout.flush()
+        if not hasattr(select, "poll"):  # Windows
+            return False
+        pipe = select.poll()  # what is not buffered was refused before
+        pipe.register(sys.stdout.fileno(), select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in pipe.poll(0)):
+            return False
+    except UnsupportedOperation:  # no file
+        return False
+    except BrokenPipeError:
+        pass
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _version(wanted: bool) -> None:
@@ -341,10 +360,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {_joined(error.format_message())} (fixaudit --help says more)", file=sys.stderr)
         return _WRONG
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever read the result has seen enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _is_unread()
     return code if isinstance(code, int) else 0
 
 

@@ -415,3 +415,13 @@ def test_doctor_looks_at_every_library_that_is_needed():
     needed = {told.split(">=")[0] for told in project["project"]["dependencies"]}
     found = json.loads(runner.invoke(cli.app, ["doctor", "--json"]).stdout)
     assert needed <= {one["what"] for one in found}
+
+
+def test_a_pipe_that_breaks_elsewhere_is_an_error(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: RunFolder) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("jobs.result.read_facts", broken)
+    result = runner.invoke(cli.app, ["report", str(run.path)])
+    assert result.exit_code == 2
+    assert "BrokenPipeError" in only_line(result)
