@@ -63,7 +63,7 @@ def held(folder: RunFolder) -> Iterator[None]:
     """
     try:
         if folder.path.is_file():
-            raise RunFolderError(f"{folder.path} is there and is no run of fixaudit; choose another --name or --out")
+            raise _not_ours(folder)
         folder.path.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder.path, os.O_RDONLY)
     except OSError as error:
@@ -96,7 +96,7 @@ def claim_folder(folder: RunFolder, fingerprint: str, *, overwrite: bool) -> boo
         refuse_complete(folder)
     try:
         if not folder.is_complete and not marker.is_file() and _holds_something(folder):
-            raise RunFolderError(f"{folder.path} is there and is no run of fixaudit; choose another --name or --out")
+            raise _not_ours(folder)
         goes_on = not folder.is_complete and marker.is_file() and marker.read_text(encoding="utf-8") == fingerprint
         if not goes_on:
             _clear(folder, marker)
@@ -107,6 +107,10 @@ def claim_folder(folder: RunFolder, fingerprint: str, *, overwrite: bool) -> boo
     except OSError as error:
         raise RunFolderError(f"cannot write {folder.path}: {error.strerror or error}") from error
     return goes_on
+
+
+def _not_ours(folder: RunFolder) -> RunFolderError:
+    return RunFolderError(f"{folder.path} is there and is no run of fixaudit; choose another --name or --out")
 
 
 def _holds_something(folder: RunFolder) -> bool:

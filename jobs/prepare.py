@@ -13,7 +13,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -141,16 +141,13 @@ class Preparation:
         The file may have them in any order, so they are sorted in a file beside, which is mapped anew for each part:
         what a process touched of a map counts as its memory until it lets go of it.
         """
-        assert self.config.probs is not None
         names = self.manifest.class_names
         ids = self.manifest.table["image_id"].combine_chunks().cast(pa.string())
         shape = (len(ids), len(names))
-        excuse = functools.partial(_unreadable, self.manifest)
-        unsorted = stream_probabilities(Path(self.config.probs), ids.to_pylist(), names, excuse=excuse)
         with tempfile.TemporaryDirectory(dir=self.work) as folder:
             beside = Path(folder) / "probabilities.npy"
             _laid_out(beside, np.float32, shape)
-            for place, values in unsorted:
+            for place, values in _brought(self.config, self.manifest):
                 np.load(beside, mmap_mode="r+")[place] = values
             kind = pa.schema([("image_id", pa.string()), ("probs", pa.list_(pa.float32(), len(names)))])
             with pq.ParquetWriter(path, kind) as writer:
@@ -236,10 +233,16 @@ class Preparation:
 
 def check_probabilities(config: RunConfig, manifest: Manifest) -> None:
     """Raise ProbabilitiesError for a file of probabilities that a run could not use."""
-    assert config.probs is not None
-    ids, excuse = manifest.table["image_id"].to_pylist(), functools.partial(_unreadable, manifest)
-    for _ in stream_probabilities(Path(config.probs), ids, manifest.class_names, excuse=excuse):
+    for _ in _brought(config, manifest):
         pass
+
+
+def _brought(config: RunConfig, manifest: Manifest) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+    """Read the user's probabilities (see `stream_probabilities`); images that nobody can read need none."""
+    assert config.probs is not None
+    ids: list[str] = manifest.table["image_id"].to_pylist()
+    excuse = functools.partial(_unreadable, manifest)
+    return stream_probabilities(Path(config.probs), ids, manifest.class_names, excuse=excuse)
 
 
 def _unreadable(manifest: Manifest, ids: list[str]) -> list[str]:

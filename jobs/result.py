@@ -16,7 +16,7 @@ from pipeline.audit.flags import write_audit
 from pipeline.audit.issues import write_issues
 from pipeline.audit.review import write_review_list
 from pipeline.audit.summary import write_summary
-from pipeline.errors import OtherVersionError, RunFolderError
+from pipeline.errors import RunFolderError
 from pipeline.files import read_json
 from pipeline.gate import Gate
 from pipeline.pages.report import write_report
@@ -106,10 +106,7 @@ def read_facts(folder: RunFolder) -> dict[str, Any]:
         is_begun = folder.work.is_dir() or folder.manifest.is_file()
         what = "finish it with the command that began it" if is_begun else "name the folder that fixaudit run printed"
         raise RunFolderError(f"{folder.path} is not a complete run: there is no run.json in it; {what}")
-    facts = read_json(folder.run_json, ("schema", "config", "counts"))
-    if facts["schema"] != schema.VERSION:
-        raise OtherVersionError(folder.path)
-    return facts
+    return read_json(folder.run_json, ("config", "counts"), version=schema.VERSION)
 
 
 def _first_issue(folder: RunFolder) -> str | None:

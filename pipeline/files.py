@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from pipeline.errors import RunFolderError
+from pipeline.errors import OtherVersionError, RunFolderError
 
 
 @contextmanager
@@ -59,6 +59,25 @@ def write_json(value: Any, path: Path) -> None:
     write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", path)
 
 
+def read_json(path: Path, keys: Collection[str], *, version: int | None = None) -> dict[str, Any]:
+    """Return the JSON object in a file of a run.
+
+    Raises RunFolderError for one that is damaged, or lacks one of `keys`, and before that OtherVersionError for one
+    whose `schema` is another than `version`.
+    """
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}; run the audit again") from error
+    if version is not None and isinstance(told, dict) and told.get("schema") != version:
+        raise OtherVersionError(path.parent)
+    absent = [key for key in keys if not isinstance(told, dict) or key not in told]
+    if absent or not isinstance(told, dict):
+        what = ", ".join(absent[:3])
+        raise RunFolderError(f"{path} is not what fixaudit wrote: it has no {what}; run the audit again")
+    return told
+
+
 def sha256_of(path: Path) -> str:
     """Return the digest of a file's bytes, in hex."""
     with path.open("rb") as file:
@@ -69,16 +88,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def read_json(path: Path, keys: Collection[str]) -> dict[str, Any]:
-    """Return the JSON object in a file of a run; RunFolderError for one that is damaged, or lacks one of `keys`."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunFolderError(f"cannot read {path}: {error}; run the audit again") from error
-    absent = [key for key in keys if not isinstance(told, dict) or key not in told]
-    if absent or not isinstance(told, dict):
-        what = ", ".join(absent[:3])
-        raise RunFolderError(f"{path} is not what fixaudit wrote: it has no {what}; run the audit again")
-    return told

@@ -55,7 +55,8 @@ def grad_cam(graph: Graph, images: Tensor, target: Tensor) -> Tensor:
         features = values[last]
         total = scores_of(values[graph.logits], target).sum()
         (slope,) = torch.autograd.grad(total, features)
-        slope, features = (features_first(one, map_places(graph)[last]) for one in (slope, features.detach()))
+        places = map_places(graph)[last]
+        slope, features = (features_first(one, places) for one in (slope, features.detach()))
         weight = slope.mean((2, 3), keepdim=True)
         map_ = (weight * features).sum(1).clamp(min=0).float()
     return enlarged(map_, images)

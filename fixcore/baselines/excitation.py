@@ -16,6 +16,7 @@ from fixcore.baselines.class_maps import enlarged, features_first, map_places
 from fixcore.baselines.replay import gradients_allowed, replay
 from fixcore.errors import CaptureError, MissingRule
 from fixcore.network.graph import Graph
+from fixcore.network.products import PRODUCTS
 from fixcore.rules import LAYOUT
 from fixcore.rules.convolution import CONVOLUTIONS
 from fixcore.rules.elementwise import PASSES, SCALES
@@ -24,11 +25,7 @@ from fixcore.start import class_of_each
 aten = torch.ops.aten
 
 _WEIGHTED = (aten.linear.default, *CONVOLUTIONS)
-_PRODUCTS: Mapping[Any, tuple[str, str]] = {
-    aten.matmul.default: ("self", "other"),
-    aten.bmm.default: ("self", "mat2"),
-    aten.mm.default: ("self", "mat2"),
-}
+_PRODUCTS = {one: PRODUCTS[one] for one in (aten.matmul.default, aten.bmm.default, aten.mm.default)}
 """Products of matrices, and their operands' names: with a constant they are layers with weights, too."""
 _SUMS = (aten.add.Tensor, aten.add_.Tensor)
 _MEANS = (

@@ -15,7 +15,6 @@ from markupsafe import Markup
 
 from pipeline.audit.issues import count_issues
 from pipeline.audit.summary import Summary
-from pipeline.errors import OtherVersionError
 from pipeline.files import read_json, write_text
 from pipeline.pages.cards import Limits, flagged_cards
 from pipeline.pages.findings import Finding, top_findings
@@ -109,9 +108,7 @@ class _Page:
 
 
 def _read_summary(run: RunFolder) -> dict[str, Any]:
-    if read_json(run.summary, ("schema",))["schema"] != VERSION:
-        raise OtherVersionError(run.path)
-    return read_json(run.summary, [field.name for field in fields(Summary)])
+    return read_json(run.summary, [field.name for field in fields(Summary)], version=VERSION)
 
 
 def _facts(summary: dict[str, Any]) -> dict[str, Any]:
