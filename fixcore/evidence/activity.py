@@ -10,28 +10,46 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from fixcore.evidence.saliency import mean_one
+from fixcore.network.finer import rests_on
 from fixcore.network.graph import Recording
 from fixcore.rules.convolution import CONVOLUTIONS
 
 
 def activity_maps(recording: Recording) -> Tensor:
-    """Return how strongly the network responds around each pixel, float32 (N, H, W), > 0 where it does; its mean is 1.
+    """Return how strongly the network responds around each pixel, float32 (N, H, W), >= 0; its mean is 1.
 
     The sum over channels of what is positive in the maps that convolutions read, of those with the fewest places: what
-    the last stage makes its features of. Each map counts as much as another, whatever its scale, and each image has
-    mean 1. It names no class and needs no target; `saliency_maps(fixations, activity=...)` asks it which of the pixels
-    around a fixation belong to something. Ones for a network without such maps (only the image, or vectors, are
-    read by its convolutions), and for an image to which none of them responds.
+    the last stage makes its features of. Each of these maps counts as much as another, whatever its scale. Where the
+    last map has few places (`rules="finer"` goes on from there to a finer one), it is the geometric mean of that and of
+    what the features rest on in the finer map: what adds to the sum of all that is positive in the last
+    (`fixcore.network.finer.rests_on`). Activity names no class and needs no target;
+    `saliency_maps(fixations, activity=...)` asks it which of the pixels around a fixation belong to something. Ones for
+    a network without such maps (only the image, or vectors, are read by its convolutions), and for an image to which
+    none of them responds.
 
     Ours; it is what makes a mask follow the object where a class map is coarse (`python -m benchmarks.saliency_rules`).
     """
-    graph = recording.graph
+    responses = _responses(recording)
+    finer = recording.graph.finer
+    if finer is None or recording.shapes[finer.end][0] != len(recording.logits):  # or images are cut into several
+        return responses
+    return mean_one((responses * _on_pixels(rests_on(recording, finer), recording)).sqrt())
+
+
+def _responses(recording: Recording) -> Tensor:
+    """Return what is positive in the coarsest maps that convolutions read, (N, H, W); its mean is 1."""
     maps = _coarsest(_read_by_convolutions(recording))
-    _, height, width = graph.input_shape
+    _, height, width = recording.graph.input_shape
     if not maps:
         return torch.ones(len(recording.logits), height, width, device=recording.logits.device)
-    responses = torch.stack([mean_one(value.clamp(min=0).sum(1, dtype=torch.float32)) for value in maps])
-    finer = functional.interpolate(responses.mean(0)[:, None], (height, width), mode="bilinear", align_corners=False)
+    each = torch.stack([mean_one(value.clamp(min=0).sum(1, dtype=torch.float32)) for value in maps])
+    return _on_pixels(each.mean(0), recording)
+
+
+def _on_pixels(maps: Tensor, recording: Recording) -> Tensor:
+    """Return maps (N, h, w) on the images' pixels, (N, H, W), each with mean 1."""
+    _, height, width = recording.graph.input_shape
+    finer = functional.interpolate(maps[:, None], (height, width), mode="bilinear", align_corners=False)
     return mean_one(finer[:, 0])
 
 

@@ -88,6 +88,17 @@ def find_finer(
     return None
 
 
+def rests_on(recording: Recording, finer: Finer) -> Tensor:
+    """Return how much of all that the last map holds above 0 rests on each place of the finer one, float32 (N, h, w).
+
+    What each element of the finer map adds to the sum of what is positive in the last, all ways between taken at once,
+    but behind an activation only those that add (as guided backpropagation passes rectifiers: Springenberg et al.,
+    Striving for Simplicity, 3.4); of a place the sum of what is positive. No class is asked.
+    """
+    last, fine = (_as_the_network_has_it(recording, way.end) for way in (finer.to_coarse, finer.to_fine))
+    return (pulled(recording, finer.to_fine, (last > 0).float(), adding=True) * fine).clamp_(min=0).sum(1)
+
+
 def finer_points(recording: Recording, finer: Finer, image: Tensor, target: Tensor, weight: Tensor | None) -> Points:
     """Return where the walk goes on: in the finer map, the places that add more than its mean (see `told_points`)."""
     last, fine = (_as_the_network_has_it(recording, way.end) for way in (finer.to_coarse, finer.to_fine))

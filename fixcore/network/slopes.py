@@ -45,7 +45,8 @@ _LINEAR = LAYOUT.union(SCALES).difference({aten.grid_sampler_2d.default}) | {
 """Operations whose output changes alike with each input, whatever the inputs are."""
 _MOVES = (*RESHAPES, *VIEWS, aten.clone.default, aten.dropout.default)
 """Those of them that take or move elements, the same ones of every image."""
-_ACTIVATIONS = frozenset(PASSES).difference(_LINEAR, SOFTMAX)
+ACTIVATIONS = frozenset(PASSES).difference(_LINEAR, SOFTMAX)
+"""What makes of each element something by itself that is no multiple of it."""
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SCORES = 1 << 24
 """Scores of attention held at once."""
@@ -75,7 +76,7 @@ def followed(node: fx.Node, named: Mapping[str, Any]) -> tuple[list[fx.Node], li
         return None if others or source is not named["input"] else ([source], node.all_input_nodes)
     if operation is aten.batch_norm.default:
         return None if named["training"] or named["running_var"] is None else ([named["input"]], fixed)
-    if operation in _ACTIVATIONS:
+    if operation in ACTIVATIONS:
         return (sources, node.all_input_nodes) if len(sources) == 1 else None
     if operation is aten.mul.Tensor:
         return factors(sources, _held, net=True), node.all_input_nodes
@@ -123,7 +124,7 @@ def passed(
         scale = (values[named["running_var"]].float() + named["eps"]).rsqrt()
         scale = scale if named["weight"] is None else scale * values[named["weight"]].float()
         return [(source, above * scale.view(-1, *[1] * (above.dim() - 2)))]
-    if operation in _ACTIVATIONS:
+    if operation in ACTIVATIONS:
         return [(source, _behind_activation(recording, node, source, above))]
     if operation is aten.scaled_dot_product_attention.default:
         return [(source, _behind_attention(recording, named, above))]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fixcore.network.class_map import class_map_points
-from fixcore.network.slopes import followed, passed, reached
+from fixcore.network.slopes import ACTIVATIONS, followed, passed, reached
 from fixcore.points import Points, is_vector
 from fixcore.rules.attention import looked_at
 from fixcore.rules.elementwise import SOFTMAX
@@ -88,17 +88,20 @@ def narrows(
         steps.append((node, known[0]))
 
 
-def pulled(recording: Recording, way: Way, pull: Tensor) -> Tensor:
+def pulled(recording: Recording, way: Way, pull: Tensor, *, adding: bool = False) -> Tensor:
     """Return what one more of each element of the way's end would add, by what one more of its begin's would.
 
-    Both float32, of the shapes that were recorded.
+    Both float32, of the shapes that were recorded. With `adding`, of what comes back to an activation only what would
+    add goes on.
     """
     with torch.inference_mode(False), torch.no_grad():
         if not way.parts:
             way.parts.update(_parts(recording, way))
         waiting = {way.begin: pull.clone()}
         for node, sources in way.steps:
-            for source, own in passed(recording, node, sources, waiting.pop(node), way.parts[node]):
+            above = waiting.pop(node)
+            above = above.clamp(min=0) if adding and node.target in ACTIVATIONS else above
+            for source, own in passed(recording, node, sources, above, way.parts[node]):
                 waiting[source] = waiting[source] + own if source in waiting else own
     return waiting[way.end]
 

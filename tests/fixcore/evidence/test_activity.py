@@ -1,5 +1,7 @@
 """Where a network responds: against a sum written out, and what it must not depend on."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,36 @@ class TwoStages(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.second(self.maps(images)[1]).relu().mean((2, 3)))
+
+
+class FewPlaces(nn.Module):
+    """A map of 10 x 12, then two of 5 x 6, of which a convolution reads the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.fine, self.mid = nn.Conv2d(2, 3, 3, 2, 1), nn.Conv2d(3, 4, 3, 2, 1)
+        self.last, self.head = nn.Conv2d(4, 5, 3, padding=1), nn.Linear(5, 3)
+        for parameter in self.parameters():
+            parameter.data = torch.randint(-3, 4, parameter.shape).float()
+
+    def forward(self, images: Tensor) -> Tensor:
+        mid = self.mid(self.fine(images).relu()).relu()
+        return self.head(self.last(mid).relu().mean((2, 3)))
+
+
+class GuidedRelu(torch.autograd.Function):
+    """Springenberg et al., 3.4: of what comes back, what is positive goes on where the image was let through."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        ctx.save_for_backward(value)
+        return value.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, above: Tensor) -> Tensor:
+        (value,) = ctx.saved_tensors
+        return above.clamp(min=0) * (value > 0)
 
 
 @pytest.fixture
@@ -60,13 +92,46 @@ def test_it_is_what_is_positive_in_the_coarsest_maps_that_convolutions_read(imag
         torch.testing.assert_close(found[number], fine / fine.mean())
 
 
-def test_it_depends_neither_on_the_other_images_nor_on_the_layout_of_memory(images: Tensor) -> None:
-    graph = fixcore.capture(TwoStages().eval(), images)
+def test_where_the_last_map_has_few_places_it_is_told_by_what_that_rests_on_too() -> None:
+    model = FewPlaces().eval()
+    images = torch.randint(-4, 5, (3, 2, 20, 24), generator=torch.Generator().manual_seed(3)).float()
+    fine = model.fine(images).relu().detach().requires_grad_()
+    mid = GuidedRelu.apply(model.mid(fine))
+    last = GuidedRelu.apply(model.last(mid))
+    (slope,) = torch.autograd.grad(last.sum(), fine)
+    rests = (slope * fine).clamp(min=0).sum(1).detach()
+    assert bool((rests > 0).flatten(1).any(1).all())  # of each image there is something to tell
+
+    def on_pixels(maps: Tensor) -> Tensor:
+        wide = functional.interpolate(maps[:, None], (20, 24), mode="bilinear", align_corners=False)[:, 0]
+        return wide / wide.mean((1, 2), keepdim=True)
+
+    expected = (on_pixels(mid.sum(1).detach()) * on_pixels(rests)).sqrt()
+    found = fixcore.activity_maps(fixcore.capture(model, images).record(images))
+    torch.testing.assert_close(found, expected / expected.mean((1, 2), keepdim=True))
+
+
+@pytest.mark.parametrize("model", [TwoStages, FewPlaces])
+def test_it_depends_neither_on_the_other_images_nor_on_the_layout_of_memory(model: type[nn.Module]) -> None:
+    sides = (8, 8) if model is TwoStages else (20, 24)
+    images = torch.randint(-4, 5, (3, 2, *sides), generator=torch.Generator().manual_seed(1)).float()
+    graph = fixcore.capture(model().eval(), images)
     found = fixcore.activity_maps(graph.record(images))
     alone = fixcore.activity_maps(graph.record(images[1:2]))
     last = fixcore.activity_maps(graph.record(images.contiguous(memory_format=torch.channels_last)))
     torch.testing.assert_close(alone[0], found[1])
     torch.testing.assert_close(last, found)
+
+
+def test_an_image_to_which_nothing_responds_has_ones_whatever_its_last_map() -> None:
+    few = FewPlaces().eval()
+    few.last.weight.data.abs_().neg_()
+    few.last.bias.data.fill_(-1)
+    few.mid.weight.data.zero_()
+    few.mid.bias.data.zero_()
+    images = torch.ones(2, 2, 20, 24)
+    found = fixcore.activity_maps(fixcore.capture(few, images).record(images))
+    assert torch.equal(found, torch.ones(2, 20, 24))
 
 
 def test_an_image_to_which_nothing_responds_has_ones() -> None:
