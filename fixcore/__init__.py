@@ -6,8 +6,8 @@
     boxes = fixcore.evidence_boxes(fixations)
 
 How it goes: `backtrack` visits the graph's operations in reverse and asks the rule of each (`fixcore/rules`) where
-its points came from. No gradient reaches the image; part of the network is passed backward by `rules="finer"` and where
-tokens mix (docs/algorithm.md). Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018.
+its points came from. No gradient reaches the image; part of the network is passed backward by `rules="finer"`, by
+`activity_maps` and where tokens mix (docs/algorithm.md). Source: Mopuri, Garg, Babu, "CNN Fixations", IEEE TIP 2018.
 """
 
 from fixcore.backtrack import backtrack

@@ -16,7 +16,7 @@ from fixcore.network.finer import Finer, finer_points
 from fixcore.network.graph import Recording
 from fixcore.network.tokens import token_points
 from fixcore.network.vectors_end import PLACES, pooled_points, settled
-from fixcore.network.way import Way
+from fixcore.network.way import Way, holds_images
 from fixcore.points import Points, is_vector, merged, ravel, unravel
 from fixcore.rules import CHOOSES, FINER, LAYOUT, MASS, MIXES, PAPER, rule
 from fixcore.rules.table import Options, Visit
@@ -134,16 +134,12 @@ def _begin(
 
 
 def _dense_way(recording: Recording, options: Options, end: fx.Node) -> Way | Finer | None:
-    """Return the way to the inner map where the walk goes on, if it goes beyond that to `end`; None if there is none.
-
-    The map must hold an image in each row. Networks may also cut images into patches that they see as images of their
-    own (TNT).
-    """
+    """Return the way to the inner map where the walk goes on, if it goes beyond that to `end`; None: there is none."""
     graph = recording.graph
     way = graph.finer if graph.tokens is None and options.few_places == "finer" else graph.tokens
     if way is None or end.meta["position"] > way.end.meta["position"]:
         return None
-    return way if recording.shapes[way.end][0] == len(recording.logits) else None
+    return way if holds_images(recording, way.end) else None
 
 
 def _walk(

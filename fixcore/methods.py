@@ -106,4 +106,5 @@ def explain(method: Method, graph: Graph, images: Tensor, target: Tensor) -> Exp
 def _with_boxes(graph: Graph, images: Tensor, target: Tensor, rules: Literal["mass", "finer"]) -> Explained:
     recording = graph.record(images)
     fixations = backtrack(recording, target, rules=rules, contrast=usual_contrast(graph))
-    return Explained(saliency_maps(fixations, activity=activity_maps(recording)), evidence_boxes(fixations))
+    activity = activity_maps(recording, finer=rules == "finer")
+    return Explained(saliency_maps(fixations, activity=activity), evidence_boxes(fixations))

@@ -12,28 +12,29 @@ from torch.nn import functional
 from fixcore.evidence.saliency import mean_one
 from fixcore.network.finer import rests_on
 from fixcore.network.graph import Recording
+from fixcore.network.way import holds_images
 from fixcore.rules.convolution import CONVOLUTIONS
 
 
-def activity_maps(recording: Recording) -> Tensor:
+def activity_maps(recording: Recording, *, finer: bool = True) -> Tensor:
     """Return how strongly the network responds around each pixel, float32 (N, H, W), >= 0; its mean is 1.
 
     The sum over channels of what is positive in the maps that convolutions read, of those with the fewest places: what
     the last stage makes its features of. Each of these maps counts as much as another, whatever its scale. Where the
     last map has few places (`rules="finer"` goes on from there to a finer one), it is the geometric mean of that and of
     what the features rest on in the finer map: what adds to the sum of all that is positive in the last
-    (`fixcore.network.finer.rests_on`). Activity names no class and needs no target;
-    `saliency_maps(fixations, activity=...)` asks it which of the pixels around a fixation belong to something. Ones for
-    a network without such maps (only the image, or vectors, are read by its convolutions), and for an image to which
-    none of them responds.
+    (`fixcore.network.finer.rests_on`, about a quarter of a forward pass); without `finer` it is the first alone.
+    Activity names no class and needs no target; `saliency_maps(fixations, activity=...)` asks it which of the pixels
+    around a fixation belong to something. Ones for a network without such maps (only the image, or vectors, are read by
+    its convolutions), and for an image to which none of them responds.
 
     Ours; it is what makes a mask follow the object where a class map is coarse (`python -m benchmarks.saliency_rules`).
     """
     responses = _responses(recording)
-    finer = recording.graph.finer
-    if finer is None or recording.shapes[finer.end][0] != len(recording.logits):  # or images are cut into several
+    way = recording.graph.finer if finer else None
+    if way is None or not holds_images(recording, way.end):
         return responses
-    return mean_one((responses * _on_pixels(rests_on(recording, finer), recording)).sqrt())
+    return mean_one((responses * _on_pixels(rests_on(recording, way), recording)).sqrt())
 
 
 def _responses(recording: Recording) -> Tensor:

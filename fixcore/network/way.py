@@ -88,6 +88,14 @@ def narrows(
         steps.append((node, known[0]))
 
 
+def holds_images(recording: Recording, node: fx.Node) -> bool:
+    """Whether there is an image in each row of what was recorded.
+
+    Networks may also cut images into patches that they see as images of their own (TNT).
+    """
+    return recording.shapes[node][0] == len(recording.logits)
+
+
 def pulled(recording: Recording, way: Way, pull: Tensor, *, adding: bool = False) -> Tensor:
     """Return what one more of each element of the way's end would add, by what one more of its begin's would.
 

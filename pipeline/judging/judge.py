@@ -91,7 +91,7 @@ class Verdict:
     def activity(self) -> Tensor:
         """Return how strongly the network responds around each pixel of this verdict's images, float32 (n, S, S)."""
         assert self.recording is not None
-        return fixcore.activity_maps(self.recording)
+        return fixcore.activity_maps(self.recording, finer=self.rules == "finer")
 
 
 class Judge:

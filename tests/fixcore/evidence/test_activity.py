@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fixcore
+from fixcore.methods import find_methods
 
 
 class TwoStages(nn.Module):
@@ -109,6 +110,31 @@ def test_where_the_last_map_has_few_places_it_is_told_by_what_that_rests_on_too(
     expected = (on_pixels(mid.sum(1).detach()) * on_pixels(rests)).sqrt()
     found = fixcore.activity_maps(fixcore.capture(model, images).record(images))
     torch.testing.assert_close(found, expected / expected.mean((1, 2), keepdim=True))
+    coarse = fixcore.activity_maps(fixcore.capture(model, images).record(images), finer=False)
+    torch.testing.assert_close(coarse, on_pixels(mid.sum(1).detach()))
+
+
+def test_an_image_that_the_network_cuts_into_several_has_the_activity_of_its_last_stage() -> None:
+    class Cut(FewPlaces):
+        def forward(self, images: Tensor) -> Tensor:
+            parts = torch.cat([images[:, :, :20], images[:, :, 20:]], 1).view(-1, 2, 20, 24)
+            features = self.last(self.mid(self.fine(parts).relu()).relu()).relu().mean((2, 3))
+            return self.head(features.view(-1, 2, 5).mean(1))
+
+    images = torch.randint(-4, 5, (3, 2, 40, 24), generator=torch.Generator().manual_seed(3)).float()
+    recording = fixcore.capture(Cut().eval(), images).record(images)
+    assert recording.graph.finer is not None
+    assert torch.equal(fixcore.activity_maps(recording), fixcore.activity_maps(recording, finer=False))
+
+
+def test_the_map_of_the_last_map_alone_asks_no_finer_one() -> None:
+    images = torch.randint(-4, 5, (3, 2, 20, 24), generator=torch.Generator().manual_seed(3)).float()
+    graph, target = fixcore.capture(FewPlaces().eval(), images), torch.tensor([0, 2, 1])
+    recording = graph.record(images)
+    for finer, rules, method in ((True, "finer", "fixations"), (False, "mass", "mass")):
+        fixations = fixcore.backtrack(recording, target, rules=rules, contrast="mean")
+        expected = fixcore.saliency_maps(fixations, activity=fixcore.activity_maps(recording, finer=finer))
+        torch.testing.assert_close(find_methods([method])[0].explain(graph, images, target), expected)
 
 
 @pytest.mark.parametrize("model", [TwoStages, FewPlaces])

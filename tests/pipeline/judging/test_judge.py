@@ -40,7 +40,11 @@ def test_evidence_is_finer_than_a_last_map_of_few_places_unless_that_is_not_want
     rows, target = torch.arange(2), torch.tensor([1, 3])
     verdict = Verdict(np.arange(2), images, recording.logits.softmax(1), recording, None)
     assert verdict.explain(rows, target).margin == 1.0
-    assert replace(verdict, rules="mass").explain(rows, target).margin == 2.0
+    assert torch.equal(verdict.activity(), fixcore.activity_maps(recording))
+    coarse = replace(verdict, rules="mass")
+    assert coarse.explain(rows, target).margin == 2.0
+    assert torch.equal(coarse.activity(), fixcore.activity_maps(recording, finer=False))
+    assert not torch.equal(coarse.activity(), verdict.activity())
     head = recording.graph.head
     assert head is not None
     probed = replace(verdict, head=(head.weight - head.weight.mean(0)).expand(2, -1, -1))
