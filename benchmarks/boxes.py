@@ -1,4 +1,4 @@
-"""Whose boxes hit, over networks and datasets: `python -m benchmarks.boxes [FOLDER] [--one-setting]`.
+"""Whose boxes hit, over networks and datasets: `python -m benchmarks.boxes [FOLDER] [--one-setting|--two-photographs]`.
 
 The localization protocol with trained networks on what `python -m benchmarks.unpack` wrote into FOLDER (default:
 /tmp/fixaudit-data): the true class's boxes in ImageNet photographs; the predicted class's around ECSSD's masks and
@@ -10,6 +10,9 @@ what a rival hits more than fixations, image by image, with the standard error. 
 weights) took no part in any choice. `--one-setting` gives every rival one box rule with one setting for all networks
 and datasets, as fixations have: the one that hits most there, in hindsight; and says how much the size of a method's
 box tells of the object's (correlation of the logarithms of widths and heights).
+
+`--two-photographs` shows two of ImageNet's side by side and asks for either one's class: the share of boxes, by moments
+and by the max-sum box with penalty 0.7, whose middle lies on the class's own photograph.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.saliency_rules import side_by_side
 from fixcore import threshold_boxes
 from fixcore.methods import DEFAULT, explain, find_methods
 from fixcore.metrics import best_iou
@@ -136,6 +140,34 @@ def with_one_setting(networks: list[str], folder: Path, methods: str) -> None:
         print(f"| {' | '.join(row)} |")
 
 
+def on_own_photograph(model: str, folder: Path, methods: str) -> dict[str, tuple[float, float]]:
+    """Return per method the share of boxes, by moments and by max-sum 0.7, with their middle on their own photograph.
+
+    A box that is not there lies nowhere.
+    """
+    subject, found = load_subject(model), {name: [torch.zeros(0, 2)] for name in methods.split(",")}
+    for batch in batches(subject, read_annotated(folder), 50, Problems()):
+        images, labels = side_by_side(subject, batch)
+        for side, target in enumerate(labels):
+            for method in find_methods(list(found)):
+                told = explain(method, subject.graph, images, target)
+                boxes = torch.stack([told.boxes, coarse_max_sum_boxes(told.maps, 0.7)], 1)
+                middle = (boxes[..., 0] + boxes[..., 2]) / 2
+                edge = subject.input.size // 2
+                found[method.name].append(((middle > edge) if side else (middle < edge)).float())
+    shares = {name: torch.cat(each).mean(0).tolist() for name, each in found.items()}
+    return {name: (by_moments, by_sum) for name, (by_moments, by_sum) in shares.items()}
+
+
+def with_two_photographs(networks: list[str], folder: Path, methods: str) -> None:
+    """Print for each method and network how many boxes lie on the class's own of two photographs."""
+    told = [on_own_photograph(f"benchmarks.photographs:{name}", folder / "val300", methods) for name in networks]
+    print(f"| method | {' | '.join(f'{NETWORKS[name]}: moments; max-sum 0.7' for name in networks)} |")
+    print("|---" * (len(networks) + 1) + "|")
+    for method in methods.split(","):
+        print(f"| {method} | {' | '.join('{:.3f}; {:.3f}'.format(*one[method]) for one in told)} |")
+
+
 def main() -> None:
     """Measure every method on every dataset with every network."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,8 +175,12 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(DEFAULT), metavar="A,B", help="fixations first")
     parser.add_argument("--networks", default="squeezenet,mobilenet", metavar="A,B", help=", ".join(NETWORKS))
     parser.add_argument("--one-setting", action="store_true", help="one box rule per method, for all")
+    parser.add_argument("--two-photographs", action="store_true", help="is a box on its own of two photographs")
     options = parser.parse_args()
     networks: list[str] = options.networks.split(",")
+    if options.two_photographs:
+        with_two_photographs(networks, options.folder, options.methods)
+        return
     if options.one_setting:
         with_one_setting(networks, options.folder, options.methods)
         return

@@ -114,22 +114,30 @@ def as_an_audit(recording: fixcore.Recording, target: Tensor) -> fixcore.Fixatio
 def on_own_side(subject: Subject, batch: Batch) -> dict[str, Tensor]:
     """Return what share of each class's mask lies on its own of two photographs shown side by side, (2 N,)."""
     size = subject.input.size
-    wide = (batch.pictures * 255)[: len(batch.pictures) // 2 * 2]
-    half = functional.interpolate(wide, (size, size // 2), mode="bilinear", antialias=True)
-    both = torch.zeros(len(half) // 2, 3, size, size)
-    both[..., : size // 2], both[..., size // 2 : size // 2 * 2] = half[0::2], half[1::2]
-    images = subject.images(both.round().byte().permute(0, 2, 3, 1).numpy())
+    images, labels = side_by_side(subject, batch)
     recording = subject.graph.record(images)
     activity = fixcore.activity_maps(recording)
-    labels = [int(own[0]) for own in batch.owners]
     found: dict[str, list[Tensor]] = {}
-    for side in (0, 1):
-        target = torch.tensor(labels[side : len(wide) : 2])
+    for side, target in enumerate(labels):
         for name, maps in all_maps(as_an_audit(recording, target), activity, images):
             mask = maps >= THRESHOLD
             left = mask[..., : size // 2].sum((1, 2)) / mask.sum((1, 2))
             found.setdefault(name, []).append(1 - left if side else left)
     return {name: torch.cat(shares) for name, shares in found.items()}
+
+
+def side_by_side(subject: Subject, batch: Batch) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Return pairs of photographs as one image each, (N, 3, S, S), and the left and right ones' classes, (N,) each.
+
+    The one on the left has the columns before S // 2.
+    """
+    size = subject.input.size
+    wide = (batch.pictures * 255)[: len(batch.pictures) // 2 * 2]
+    half = functional.interpolate(wide, (size, size // 2), mode="bilinear", antialias=True)
+    both = torch.zeros(len(half) // 2, 3, size, size)
+    both[..., : size // 2], both[..., size // 2 : size // 2 * 2] = half[0::2], half[1::2]
+    labels = torch.tensor([int(own[0]) for own in batch.owners[: len(wide)]])
+    return subject.images(both.round().byte().permute(0, 2, 3, 1).numpy()), (labels[0::2], labels[1::2])
 
 
 def main() -> None:
